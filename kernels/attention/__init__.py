@@ -1,0 +1,1 @@
+"""Attention: `kernels.attention.op.attention` is the public function."""

@@ -1,0 +1,110 @@
+"""Configuration of the decoder transformer, shared by the torch model and its jax twin.
+
+Pure Python: importing it loads no framework.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from models.config import ModelConfig
+
+
+@dataclass
+class RopeScaling:
+    """Llama-3.1 frequency scaling: stretches low rotary frequencies beyond the trained context."""
+
+    factor: float = 8.0
+    "By how much the longest wavelengths are stretched."
+    low_freq_factor: float = 1.0
+    "Wavelengths above original_context / this are stretched fully."
+    high_freq_factor: float = 4.0
+    "Wavelengths below original_context / this are left alone."
+    original_context: int = 8192
+    "Context the unscaled model was trained on, in tokens."
+
+
+@dataclass
+class TransformerConfig(ModelConfig):
+    """A pre-norm decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU (the Llama/Qwen3 family)."""
+
+    name: str = "transformer"
+    "Which model: the stem of its file."
+    vocab_size: int | None = None
+    "Number of token ids V; null takes the data's."
+    d_model: int = 128
+    "Width D of the residual stream."
+    num_layers: int = 4
+    "Number of blocks L."
+    num_heads: int = 4
+    "Query heads H."
+    num_kv_heads: int | None = None
+    "Key/value heads (grouped-query attention); divides num_heads; null means num_heads."
+    head_dim: int | None = None
+    "Width of one head, even; null means d_model / num_heads."
+    d_ff: int | None = None
+    "Hidden width of the SwiGLU; null means 8/3 d_model rounded up to a multiple of 32."
+    rope_theta: float = 10000.0
+    "Base of the rotary wavelengths."
+    rope_scaling: RopeScaling | None = None
+    "Llama-3.1 stretching of the rotary wavelengths; null for none."
+    qk_norm: bool = False
+    "RMS-normalise each query and key head before the rotation (Qwen3)."
+    window: int | None = None
+    "Sliding window in tokens: a query sees itself and the window - 1 before it; null sees all."
+    tie_embeddings: bool = True
+    "Use the input embedding as the output head."
+    norm_eps: float = 1e-6
+    "Added to the mean square inside RMSNorm."
+    ngram_orders: list[int] = field(default_factory=list)
+    "Orders n >= 2 of the hashed n-gram input tables; [] for none."
+    ngram_buckets: int = 16384
+    "Rows of each hashed n-gram table."
+
+    def __post_init__(self) -> None:
+        for key in ("d_model", "num_layers", "num_heads", "ngram_buckets"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        for key in ("vocab_size", "num_kv_heads", "head_dim", "d_ff", "window"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"model.{key}={value} must be at least 1, or null")
+        if self.head_dim is None and self.d_model % self.num_heads:
+            fits = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0]
+            near = sorted(sorted(fits, key=lambda h: abs(h - self.num_heads))[:3])
+            raise ValueError(
+                f"model.num_heads={self.num_heads} does not divide model.d_model={self.d_model}: "
+                f"set model.num_heads to {', '.join(map(str, near))}, or give model.head_dim"
+            )
+        if self.resolved_head_dim % 2:
+            raise ValueError(
+                f"the head width is {self.resolved_head_dim}, rotary embeddings need an even one: "
+                "change model.head_dim, or model.d_model / model.num_heads"
+            )
+        if self.num_heads % self.resolved_kv_heads:
+            raise ValueError(
+                f"model.num_kv_heads={self.num_kv_heads} does not divide "
+                f"model.num_heads={self.num_heads}"
+            )
+        if self.rope_theta <= 0 or self.norm_eps <= 0:
+            raise ValueError("model.rope_theta and model.norm_eps must be > 0")
+        if any(order < 2 for order in self.ngram_orders):
+            raise ValueError(f"model.ngram_orders={list(self.ngram_orders)}: each must be at least 2")
+
+    @property
+    def resolved_kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def resolved_head_dim(self) -> int:
+        return self.d_model // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def resolved_d_ff(self) -> int:
+        return -(-8 * self.d_model // 3 // 32) * 32 if self.d_ff is None else self.d_ff
+
+    @property
+    def resolved_vocab_size(self) -> int:
+        if self.vocab_size is None:
+            raise ValueError("model.vocab_size is null: set it, or build the model for some data")
+        return self.vocab_size

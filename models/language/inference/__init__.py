@@ -1,0 +1,1 @@
+"""Running a trained language model: cached generation."""

@@ -1,0 +1,354 @@
+"""A decoder transformer: the Llama / Qwen3 family on one page, in torch.
+
+    x = embed[token] (+ hashed n-gram tables)
+    x = x + attention(norm(x));  x = x + swiglu(norm(x))      in each of L blocks
+    logits = norm(x) @ head^T
+
+RMSNorm          Root Mean Square Layer Normalization, 2019, arXiv:1910.07467, eq. 4
+RoPE             RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021, arXiv:2104.09864,
+                 eq. 34, with the pairs (i, i + hd/2) of the Hugging Face weights, not (2i, 2i + 1)
+Llama-3.1 RoPE   The Llama 3 Herd of Models, 2024, arXiv:2407.21783
+GQA              Training Generalized Multi-Query Transformer Models ..., 2023, arXiv:2305.13245
+SwiGLU           GLU Variants Improve Transformer, 2020, arXiv:2002.05202, eq. 6
+qk-norm          Scaling Vision Transformers to 22 Billion Parameters, 2023, arXiv:2302.05442;
+                 per head with a weight, before the rotation, as in Qwen3, 2025, arXiv:2505.09388
+n-gram tables    a plain form of N-Grammer, 2022, arXiv:2207.06366: hashed token ids, no clustering
+
+`transformer_jax.py` is the same model in flax.nnx, parameter for parameter; `huggingface.py` reads and
+writes Hugging Face checkpoints.
+
+Dimensions: b batch, t tokens of this call, s positions attended (cached + t), d width of the residual
+stream, h query heads, kv key/value heads, hd head width, f SwiGLU width, vocab token ids.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kernels.attention.op import attention
+from models.language.config import TransformerConfig
+
+
+class Linear(nn.Linear):
+    """y = x W^T without bias; left empty at construction, `Transformer.init_weights` fills it."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """A lookup table; left empty at construction, `Transformer.init_weights` fills it."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in float32 or wider, returned in the dtype of x."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        # On CPU the backward of vecdot costs a third less than that of square().mean().
+        mean_square = torch.linalg.vecdot(wide, wide).unsqueeze(-1) / x.shape[-1]
+        return (wide * torch.rsqrt(mean_square + self.eps) * self.weight).to(x.dtype)
+
+
+def rotary(
+    config: TransformerConfig, start: int, length: int, device: torch.device
+) -> tuple[Float[Tensor, "t 1 hd"], Float[Tensor, "t 1 hd"]]:
+    """Cosines and signed sines of positions start .. start + length - 1, float32, for `rotate`."""
+    hd = config.resolved_head_dim
+    exponent = torch.arange(0, hd, 2, device=device).float() / hd
+    frequency = 1.0 / config.rope_theta**exponent  # [hd/2], radians per token
+    if (scaling := config.rope_scaling) is not None:
+        # How many times a wave turns within the original context decides: few turns, stretch it.
+        turns = scaling.original_context * frequency / (2 * math.pi)
+        keep = (turns - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
+        keep = keep.clamp(0.0, 1.0)
+        frequency = keep * frequency + (1 - keep) * frequency / scaling.factor
+    position = torch.arange(start, start + length, device=device).float()
+    angle = torch.outer(position, frequency)[:, None]  # [t, 1, hd/2]
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # [t, 1, hd]
+
+
+def rotate(
+    x: Float[Tensor, "b t heads hd"], cos: Float[Tensor, "t 1 hd"], sin: Float[Tensor, "t 1 hd"]
+) -> Float[Tensor, "b t heads hd"]:
+    """Turn each pair (x_i, x_{i + hd/2}) by its position's angle; rolling by hd/2 swaps the halves."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        d, hd = config.d_model, config.resolved_head_dim
+        self.layer, self.head_dim, self.window = layer, hd, config.window
+        self.impl = "auto"
+        self.q_proj = Linear(d, config.num_heads * hd)
+        self.k_proj = Linear(d, config.resolved_kv_heads * hd)
+        self.v_proj = Linear(d, config.resolved_kv_heads * hd)
+        self.o_proj = Linear(config.num_heads * hd, d)
+        self.q_norm = RMSNorm(hd, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(hd, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        cos: Float[Tensor, "t 1 hd"],
+        sin: Float[Tensor, "t 1 hd"],
+        segments: Int[Tensor, "b t"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [b, t, h, hd]
+        k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [b, t, kv, hd]
+        v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # [b, t, kv, hd]
+        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+        q = rotate(self.q_norm(q), cos, sin)
+        k = rotate(self.k_norm(k), cos, sin)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # [b, s, kv, hd]
+        out = attention(q, k, v, window=self.window, segments=segments, impl=self.impl)
+        return self.o_proj(out.flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        d, f = config.d_model, config.resolved_d_ff
+        self.gate_proj = Linear(d, f)
+        self.up_proj = Linear(d, f)
+        self.down_proj = Linear(f, d)
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm attention, then pre-norm SwiGLU, each added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        cos: Float[Tensor, "t 1 hd"],
+        sin: Float[Tensor, "t 1 hd"],
+        segments: Int[Tensor, "b t"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        x = x + self.attention(self.attention_norm(x), cos, sin, segments, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Transformer(nn.Module):
+    """The decoder. Under `torch.device("meta")` it is built without memory or values; then
+    `model.to_empty(device=...)` and `model.init_weights(generator)` give what a direct build gives.
+
+    Args:
+        config: sizes and options; `vocab_size` must be set.
+        generator: source of the initial weights, on the device of the model; None: torch's own.
+
+    Attributes:
+        checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        vocab, d = config.resolved_vocab_size, config.d_model
+        self.config = config
+        self.checkpoint_blocks = False
+        self.embed = Embedding(vocab, d)
+        self.ngram_tables = nn.ModuleList(
+            Embedding(config.ngram_buckets, d) for _ in config.ngram_orders
+        )
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(d, config.norm_eps)
+        self.lm_head = None if config.tie_embeddings else Linear(d, vocab)
+        if not self.embed.weight.is_meta:
+            self.init_weights(generator)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw every parameter, in the order of the modules.
+
+        Embedding and head: normal, std 0.02 (GPT-2). Linear: normal, std 1 / sqrt(fan_in), and the
+        two that write to the residual stream a further 1 / sqrt(2 L) less, so that the stream's
+        variance does not grow with depth. Norms: one. n-gram tables: zero, as if they were not there.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+            elif name.startswith("ngram_tables."):
+                module.weight.zero_()
+            elif isinstance(module, Embedding) or name == "lm_head":
+                module.weight.normal_(0.0, 0.02, generator=generator)
+            elif isinstance(module, Linear):
+                std = module.in_features**-0.5
+                if name.endswith(("o_proj", "down_proj")):
+                    std /= math.sqrt(2 * self.config.num_layers)
+                module.weight.normal_(0.0, std, generator=generator)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b t"],
+        *,
+        segments: Int[Tensor, "b t"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "b t vocab"]:
+        """Logits of the token after each position, in the compute dtype (upcast in the loss).
+
+        Args:
+            tokens: ids in [0, vocab).
+            segments: document of each token; nothing is read across documents. Positions run on.
+            cache: keys and values of earlier calls; the tokens follow them, and are added to it.
+        Raises:
+            ValueError: tokens not [b, t], segments of another shape, segments given together with a
+                cache, or more tokens than the cache has room for.
+        """
+        return self.logits(self.hidden(tokens, segments=segments, cache=cache))
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "b t"],
+        *,
+        segments: Int[Tensor, "b t"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """The normalised residual stream that the head reads. Arguments as in `forward`."""
+        check_tokens(tokens.shape, None if segments is None else segments.shape)
+        if segments is not None and cache is not None:
+            raise ValueError("segments and cache exclude each other: generate one document at a time")
+        start, t = (0 if cache is None else cache.length), tokens.shape[1]
+        history = tokens if cache is None else cache.extend(tokens)  # [b, s]
+
+        x = self.embed(tokens)
+        for order, table in zip(self.config.ngram_orders, self.ngram_tables, strict=True):
+            recent = history[:, max(0, start - order + 1) :]
+            rows = ngram_rows(recent, order, self.config.ngram_buckets, segments)
+            x = x + table(rows[:, -t:])
+
+        cos, sin = rotary(self.config, start, t, tokens.device)
+        for block in self.blocks:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, segments, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, segments, cache)
+        return self.norm(x)
+
+    def logits(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t vocab"]:
+        """The output head, tied or not, on what `hidden` returned."""
+        head = self.embed if self.lm_head is None else self.lm_head
+        return F.linear(hidden, head.weight)
+
+
+def check_tokens(tokens: tuple[int, ...], segments: tuple[int, ...] | None) -> None:
+    """Refuse shapes that are not those of a batch of sequences."""
+    if len(tokens) != 2 or 0 in tokens:
+        raise ValueError(f"tokens must be [b, t] with b, t >= 1, got {list(tokens)}")
+    if segments is not None and segments != tokens:
+        raise ValueError(f"segments must be [b, t] = {list(tokens)}, got {list(segments)}")
+
+
+def ngram_rows(
+    tokens: Int[Tensor, "b t"],
+    order: int,
+    buckets: int,
+    segments: Int[Tensor, "b t"] | None = None,
+) -> Int[Tensor, "b t"]:
+    """Table row of the `order` tokens ending at each position, counting missing ones as zero.
+
+    A 32-bit FNV-1a hash of token id + 1, newest first, then two mixing rounds. Every product stays
+    below 2^63, so int64 arithmetic reduced modulo 2^32 equals the uint32 arithmetic of the jax twin.
+    """
+    low32, t = 0xFFFFFFFF, tokens.shape[1]
+    code = torch.full_like(tokens, order, dtype=torch.int64)
+    for age in range(order):
+        word = F.pad(tokens.long() + 1, (age, 0))[:, :t]
+        if segments is not None:
+            word = word * (F.pad(segments, (age, 0))[:, :t] == segments)
+        code = ((code ^ word) * 16777619) & low32
+    code = ((code ^ (code >> 16)) * 0x45D9F3B) & low32
+    return (code ^ (code >> 16)) % buckets
+
+
+class KVCache:
+    """Keys, values and tokens of everything read so far; filled by `Transformer` under no_grad.
+
+    A sliding window masks old entries rather than dropping them.
+
+    Args:
+        config: of the model it serves.
+        batch: sequences b.
+        max_len: tokens it can hold.
+        device, dtype: those of the model's activations.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        batch: int,
+        max_len: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        heads = (config.resolved_kv_heads, config.resolved_head_dim)
+        shape = (config.num_layers, batch, max_len, *heads)  # [layers, b, max_len, kv, hd]
+        self.k = torch.empty(shape, device=device, dtype=dtype)
+        self.v = torch.empty(shape, device=device, dtype=dtype)
+        self.tokens = torch.empty(batch, max_len, device=device, dtype=torch.int64)
+        self.length = 0
+
+    def extend(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b s"]:
+        """Make room for new tokens; returns all of them, old and new."""
+        end = self.length + tokens.shape[1]
+        if tokens.shape[0] != self.tokens.shape[0] or end > self.tokens.shape[1]:
+            raise ValueError(
+                f"the cache holds {list(self.tokens.shape)} [b, max_len] tokens, {self.length} used: "
+                f"{list(tokens.shape)} more do not fit; build it with a larger batch or max_len"
+            )
+        self.tokens[:, self.length : end] = tokens
+        self.length = end
+        return self.tokens[:, :end]
+
+    def append(
+        self, layer: int, k: Float[Tensor, "b t kv hd"], v: Float[Tensor, "b t kv hd"]
+    ) -> tuple[Float[Tensor, "b s kv hd"], Float[Tensor, "b s kv hd"]]:
+        """Store one layer's keys and values of the newest t tokens; returns those of all tokens."""
+        new = slice(self.length - k.shape[1], self.length)
+        self.k[layer, :, new], self.v[layer, :, new] = k, v
+        return self.k[layer, :, : self.length], self.v[layer, :, : self.length]
+
+
+def num_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:
+    """Number of values in the model's parameters, tied ones once; works on meta."""
+    parameters = model.parameters()
+    return sum(p.numel() for p in parameters if p.requires_grad or not trainable_only)

@@ -1,0 +1,1 @@
+"""The doors: what `afferent <command>` runs."""

@@ -1,0 +1,1 @@
+"""Corpora and the counter-based order in which a run visits them."""

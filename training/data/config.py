@@ -1,0 +1,135 @@
+"""Configuration of every data source. Pure Python: importing it loads no framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+def _require(ok: bool, key: str, value: object, expected: str, remedy: str) -> None:
+    """Raise the ValueError every range check of this file shares."""
+    if not ok:
+        raise ValueError(f"data.{key}={value!r} is out of range: expected {expected}; {remedy}")
+
+
+@dataclass
+class DataConfig:
+    """Base of every data configuration; `configs/data/<option>.yaml` picks the subclass."""
+
+    name: str = "???"
+    "Which data: the stem of its file, e.g. `stdlib` for training/data/stdlib.py."
+
+
+@dataclass
+class CorpusConfig(DataConfig):
+    """Documents of text, packed into one sequence of tokens and cut into windows."""
+
+    seq_len: int = 256
+    "Tokens predicted per training window, T; a window carries T + 1 tokens."
+    batch_size: int = 16
+    "Windows per optimiser step, over all processes."
+    heldout_fraction: float = 0.04
+    "Fraction of the documents held out, chosen by the hash of their names."
+    heldout_bytes: int | None = 400_000
+    "Upper limit of the held-out part in bytes; null for none."
+    eval_stride: int | None = None
+    "Tokens an evaluation window advances by; null means seq_len; smaller gives more context."
+    document_mask: bool = False
+    "Hand out segment ids, so that attention can stay inside a document."
+    shuffle_bytes: bool = False
+    "Negative control: permute the tokens of each document, so that only their counts survive."
+    tokenizer: str | None = None
+    "null for bytes; else a tokenizer.json, a directory that holds one, or a name on the hub."
+
+    def __post_init__(self) -> None:
+        _require(self.seq_len >= 1, "seq_len", self.seq_len, "at least 1", "try 256")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1", "try 16")
+        _require(
+            0.0 < self.heldout_fraction < 1.0,
+            "heldout_fraction",
+            self.heldout_fraction,
+            "a fraction between 0 and 1",
+            "try 0.04",
+        )
+        _require(
+            self.heldout_bytes is None or self.heldout_bytes >= 1,
+            "heldout_bytes",
+            self.heldout_bytes,
+            "at least 1 byte",
+            "use null for no limit",
+        )
+        _require(
+            self.eval_stride is None or 1 <= self.eval_stride <= self.seq_len,
+            "eval_stride",
+            self.eval_stride,
+            f"1 to data.seq_len={self.seq_len}",
+            "use null for data.seq_len",
+        )
+        _require(
+            self.tokenizer is None or bool(self.tokenizer.strip()),
+            "tokenizer",
+            self.tokenizer,
+            "a path or a hub name",
+            "use null for bytes",
+        )
+
+
+@dataclass
+class StdlibConfig(CorpusConfig):
+    """The sources of the running interpreter's standard library: real text on every machine."""
+
+    name: str = "stdlib"
+    "Which data: the stem of its file."
+
+
+@dataclass
+class FilesConfig(CorpusConfig):
+    """Local files: text, source code, JSON lines, parquet."""
+
+    name: str = "files"
+    "Which data: the stem of its file."
+    paths: list[str] = field(default_factory=list)
+    "Files, directories or globs (** recurses): text, source code, .jsonl, .parquet."
+    text_field: str = "text"
+    "Field (.jsonl) or column (.parquet) that holds a document's text."
+
+
+@dataclass
+class HubConfig(CorpusConfig):
+    """A Hugging Face data set, streamed by name and cached as blocks of tokens."""
+
+    name: str = "hub"
+    "Which data: the stem of its file."
+    dataset: str = "HuggingFaceFW/fineweb-edu"
+    "Name of the data set on the hub."
+    subset: str | None = None
+    "Configuration of the data set, e.g. sample-10BT; null for its default."
+    split: str = "train"
+    "Split of the data set."
+    revision: str | None = None
+    "Branch, tag or commit; null for main, pinned to the commit found at first contact."
+    text_field: str = "text"
+    "Column that holds a document's text."
+    cache_dir: str = "${oc.env:AFFERENT_CACHE,~/.cache/afferent}"
+    "Folder of the cached blocks; local disk is best."
+    block_tokens: int = 2**22
+    "Tokens per cached block; windows are visited in random order inside a block."
+    heldout_documents: int = 1000
+    "Documents at the start of the stream that are kept from training."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.dataset.strip()), "dataset", self.dataset, "a name", "e.g. owner/name")
+        _require(
+            self.block_tokens > self.seq_len,
+            "block_tokens",
+            self.block_tokens,
+            f"more than data.seq_len={self.seq_len}",
+            "try 4194304",
+        )
+        _require(
+            self.heldout_documents >= 1,
+            "heldout_documents",
+            self.heldout_documents,
+            "at least 1",
+            "try 1000",
+        )

@@ -1,0 +1,49 @@
+"""A corpus on every machine: the running interpreter's own standard-library sources.
+
+Test suites, IDLE and the two packages that newer interpreters dropped (distutils, lib2to3) are left
+out, which makes about 11 MB of code and prose. The text differs between Python versions: compare
+losses within one version only, or check `Corpus.content_hash`.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from training.data.corpus import DataError
+
+EXCLUDED = frozenset(
+    ["site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "idlelib"]
+)
+
+
+def stdlib_documents(root: str | Path | None = None) -> Iterator[tuple[str, bytes]]:
+    """Documents (relative name, source bytes), sorted by name; empty files are left out.
+
+    Args:
+        root: folder to walk; None means the running interpreter's standard library.
+
+    Raises:
+        DataError: if the interpreter ships no sources.
+    """
+    root = Path(root or sysconfig.get_paths()["stdlib"])
+    names = sorted(_source_names(root))
+    if not names:
+        raise DataError(
+            f"data=stdlib found no .py sources under {root} (a zipped or stripped interpreter): "
+            "use data=files with data.paths=[...]"
+        )
+    for name in names:
+        content = (root / name).read_bytes()
+        if content:
+            yield name, content
+
+
+def _source_names(root: Path) -> Iterator[str]:
+    """Relative POSIX names of the sources below `root`, in no particular order."""
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in EXCLUDED]
+        relative = Path(folder).relative_to(root)
+        yield from ((relative / name).as_posix() for name in files if name.endswith(".py"))

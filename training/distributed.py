@@ -1,0 +1,164 @@
+"""Which process this is, and what processes agree on. One process needs no set-up at all.
+
+Several processes come from `torchrun` (torch) or from jax's distributed runtime; nothing here
+starts any.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from training.errors import UserError
+from training.schema import Device, ScaleConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among those of the run."""
+
+    rank: int = 0
+    world: int = 1
+    backend: str = "single"  # "single", "torch" or "jax"
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.backend == "torch":
+            import torch.distributed as dist
+
+            dist.barrier()
+        elif self.backend == "jax":
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("afferent")
+
+    def broadcast(self, value: Any) -> Any:
+        """The main process's `value` (anything JSON can hold), in every process."""
+        if self.backend == "torch":
+            import torch.distributed as dist
+
+            box = [value]
+            dist.broadcast_object_list(box)
+            return box[0]
+        if self.backend == "jax":
+            import json
+
+            import numpy as np
+            from jax.experimental import multihost_utils
+
+            size = 1 << 16
+            raw = json.dumps(value).encode()
+            padded = np.zeros(size, np.uint8)
+            padded[: len(raw)] = np.frombuffer(raw, np.uint8)
+            shared = multihost_utils.broadcast_one_to_all(padded)
+            return json.loads(bytes(np.asarray(shared)).rstrip(b"\0"))
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """True in every process where one of them says True."""
+        if self.backend == "torch":
+            import torch
+            import torch.distributed as dist
+
+            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+            box = torch.tensor(float(flag), device=device)
+            dist.all_reduce(box, op=dist.ReduceOp.MAX)
+            return bool(box.item())
+        if self.backend == "jax":
+            import numpy as np
+            from jax.experimental import multihost_utils
+
+            return bool(multihost_utils.process_allgather(np.array(flag)).any())
+        return flag
+
+
+def torch_device(scale: ScaleConfig) -> torch.device:
+    """The device of this process. Raises UserError where scale.device cannot be had."""
+    import torch
+
+    if scale.device == Device.cpu or (scale.device == Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            "scale.device=cuda, but torch sees no GPU on this machine: use scale=cpu, "
+            "or scale.device=cpu to run these sizes on the CPU"
+        )
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    count = torch.cuda.device_count()
+    if local >= count:
+        raise UserError(
+            f"there are more processes than devices: local rank {local}, but {count} GPU(s); "
+            f"start at most {count} processes per node (torchrun --nproc-per-node {count})"
+        )
+    return torch.device("cuda", local)
+
+
+def initialise_torch(scale: ScaleConfig) -> tuple[Processes, torch.device]:
+    """Join torchrun's process group if there is one; set threads, determinism and device."""
+    import torch
+
+    device = torch_device(scale)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if scale.devices is not None and scale.devices != world:
+        raise UserError(
+            f"scale.devices={scale.devices}, but {world} process(es) run: start it with "
+            f"torchrun --nproc-per-node {scale.devices} -m scripts.train ..., or drop scale.devices"
+        )
+    if world % scale.replicas:
+        raise UserError(f"scale.replicas={scale.replicas} does not divide the {world} processes")
+    if scale.threads is not None:
+        torch.set_num_threads(scale.threads)
+    if scale.deterministic:
+        from training.seeding import deterministic_torch
+
+        deterministic_torch()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if world == 1:
+        return Processes(), device
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(dist.get_rank(), world, "torch"), device
+
+
+def initialise_jax(scale: ScaleConfig) -> Processes:
+    """Join jax's distributed runtime where its environment is set; check the devices."""
+    import jax
+
+    if scale.device == Device.cpu:
+        jax.config.update("jax_platforms", "cpu")
+    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
+        jax.distributed.initialize()
+    found = len(jax.devices())
+    if scale.device == Device.cuda and jax.default_backend() != "gpu":
+        raise UserError(
+            "scale.device=cuda, but jax sees no GPU on this machine: use scale=cpu, "
+            "or scale.device=cpu to run these sizes on the CPU"
+        )
+    if scale.devices is not None and scale.devices > found:
+        raise UserError(
+            f"there are more processes than devices: scale.devices={scale.devices}, "
+            f"but jax sees {found}; set scale.devices={found} or less"
+        )
+    world = jax.process_count()
+    return Processes(jax.process_index(), world, "jax" if world > 1 else "single")
+
+
+def shut_down(processes: Processes) -> None:
+    """Leave the process group."""
+    if processes.backend == "torch":
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()

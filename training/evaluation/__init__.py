@@ -1,0 +1,1 @@
+"""Metrics, floors, statistics, claims and the report page."""

@@ -1,0 +1,1 @@
+"""One file per objective: what a training step is."""
