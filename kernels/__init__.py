@@ -1,1 +1,1 @@
-"""What makes it fast: each op is a definition (reference.py) beside its fast paths and one public function (op.py)."""
+"""What makes it fast: each op is a definition (reference.py), fast paths, one function (op.py)."""

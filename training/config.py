@@ -112,9 +112,13 @@ def config_message(error: BaseException) -> str:
                 return f"There is no key `{key}`."
         if isinstance(item, MissingConfigException):
             return missing_option_message(item.missing_cfg_file or "")
-    lines = str(chain[-1] if isinstance(chain[-1], OmegaConfBaseException) else error).splitlines()
-    useful = [line.strip() for line in lines if line.strip() and "object_type" not in line]
-    return "; ".join(useful)
+    inner = [item for item in chain if isinstance(item, OmegaConfBaseException)]
+    said = next((item for item in inner if getattr(item, "full_key", None)), error)
+    lines = [line.strip() for line in str(said).splitlines()]
+    key = getattr(said, "full_key", None)
+    where = [str(link).splitlines()[0] for link in chain if str(link)[:4] == "In '"]
+    useful = [x for x in lines if x and not x.startswith(("full_key", "object_type", "reference"))]
+    return ": ".join([*where[:1], *([key] if key else []), "; ".join(useful)])
 
 
 def missing_option_message(file: str) -> str:

@@ -62,31 +62,37 @@ class Processes:
             return json.loads(bytes(np.asarray(shared)).rstrip(b"\0"))
         return value
 
-    def any(self, flag: bool) -> bool:
-        """True in every process where one of them says True."""
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise float64 sum over the processes, in every process."""
         if self.backend == "torch":
             import torch
             import torch.distributed as dist
 
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            box = torch.tensor(float(flag), device=device)
-            dist.all_reduce(box, op=dist.ReduceOp.MAX)
-            return bool(box.item())
+            box = torch.tensor(values, dtype=torch.float64, device=device)
+            dist.all_reduce(box)
+            return box.tolist()
         if self.backend == "jax":
             import numpy as np
             from jax.experimental import multihost_utils
 
-            return bool(multihost_utils.process_allgather(np.array(flag)).any())
-        return flag
+            gathered = multihost_utils.process_allgather(np.asarray(values, np.float32))
+            return np.asarray(gathered, np.float64).reshape(self.world, -1).sum(0).tolist()
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """True in every process where one of them says True."""
+        return self.sum([float(flag)])[0] > 0
 
 
 def torch_device(scale: ScaleConfig) -> torch.device:
     """The device of this process. Raises UserError where scale.device cannot be had."""
     import torch
 
-    if scale.device == Device.cpu or (scale.device == Device.auto and not torch.cuda.is_available()):
+    has_gpu = torch.cuda.is_available()
+    if scale.device == Device.cpu or (scale.device == Device.auto and not has_gpu):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if not has_gpu:
         raise UserError(
             "scale.device=cuda, but torch sees no GPU on this machine: use scale=cpu, "
             "or scale.device=cpu to run these sizes on the CPU"
@@ -99,6 +105,11 @@ def torch_device(scale: ScaleConfig) -> torch.device:
             f"start at most {count} processes per node (torchrun --nproc-per-node {count})"
         )
     return torch.device("cuda", local)
+
+
+def initialise(scale: ScaleConfig, framework: str) -> tuple[Processes, torch.device | None]:
+    """This process's place in the run, and its torch device (None for jax)."""
+    return initialise_torch(scale) if framework == "torch" else (initialise_jax(scale), None)
 
 
 def initialise_torch(scale: ScaleConfig) -> tuple[Processes, torch.device]:

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from training.checkpoint import Checkpoints
 from training.distributed import Processes
@@ -24,6 +23,7 @@ from training.errors import RunStopped
 from training.logging import Logger, progress_line
 from training.meter import Meter
 from training.profiling import trace
+from training.run_directory import RunDirectory
 from training.schema import LoopConfig
 
 
@@ -78,7 +78,7 @@ class Outcome:
 class StopSignals:
     """Remembers SIGTERM, SIGUSR1 and the first SIGINT; the loop stops after the step in hand."""
 
-    CODES = {signal.SIGTERM: 85, signal.SIGUSR1: 85, signal.SIGINT: 130}
+    CODES: ClassVar = {signal.SIGTERM: 85, signal.SIGUSR1: 85, signal.SIGINT: 130}
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -106,7 +106,7 @@ def fit(
     recipe: Recipe,
     data: Data,
     config: LoopConfig,
-    directory: Path,
+    directory: RunDirectory,
     logger: Logger,
     processes: Processes,
 ) -> Outcome:
@@ -114,7 +114,7 @@ def fit(
 
     Raises RunStopped, with everything saved, on a signal, a non-finite metric or a failed write.
     """
-    checkpoints = Checkpoints(directory / "checkpoints", processes, config.keep_checkpoints)
+    checkpoints = Checkpoints(directory.path / "checkpoints", processes, config.keep_checkpoints)
     state = resume(recipe, checkpoints, logger)
     meter = Meter(recipe, state, processes.world)
     with ExitStack() as stack:
@@ -129,7 +129,7 @@ def fit(
             batch = upcoming.result() if upcoming else data.batch(state.step)
             upcoming = pool.submit(data.batch, state.step + 1)  # read ahead while the step runs
             if state.step == first_traced:
-                tracing.enter_context(trace(recipe.framework, directory / "figures"))
+                tracing.enter_context(trace(recipe.framework, directory.path / "figures"))
             meter.pending.append(recipe.step(batch))
             state.step += 1
             state.units += recipe.units_per_step
@@ -152,6 +152,7 @@ def fit(
             if row:
                 line = progress_line(state.step, config.steps, row, perf, recipe.unit)
                 logger.progress.show(line, final=last)
+                directory.heartbeat(state.step)
             if due_eval:
                 row.update(evaluate(recipe, meter))
             logger.log(state.step, row, perf)

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import socket
@@ -81,12 +82,13 @@ class RunDirectory:
         self.is_main = is_main
         self.path = run_path(config)
         self.lock: Any = None
+        self.beat = -math.inf
 
     def __enter__(self) -> RunDirectory:
         if self.is_main:
             try:
                 (self.path / "figures").mkdir(parents=True, exist_ok=True)
-                self.lock = open(self.path / "lock", "a+")  # noqa: SIM115
+                self.lock = open(self.path / "lock", "a+")
             except OSError as error:
                 raise UserError(
                     f"cannot write the run directory {self.path}: {error.strerror}; "
@@ -171,10 +173,17 @@ class RunDirectory:
             beat = {"status": state, "heartbeat": time.time(), "pid": os.getpid(), **facts}
             write_json(self.path / "status.json", beat)
 
-    def results(self) -> dict[str, Any] | None:
-        """What a finished run recorded, or None."""
-        file = self.path / "results.json"
-        return json.loads(file.read_text()) if file.exists() else None
+    def heartbeat(self, step: int) -> None:
+        """Say that the run is alive and where it is, at most every few seconds."""
+        if time.monotonic() - self.beat > 5.0:
+            self.beat = time.monotonic()
+            self.status("running", step=step)
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Record what came out; from now on the same command returns it."""
+        if self.is_main:
+            write_json(self.path / "results.json", results)
+            self.status("finished", step=results["steps"])
 
 
 def git(*arguments: str) -> str:

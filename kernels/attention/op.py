@@ -8,8 +8,8 @@
 An implementation asked for by name never falls back to another one: it runs, or it raises.
 Written with torch operators only, so it traces under `torch.compile(fullgraph=True)` and on meta.
 
-Dimensions: b batch, t queries, s keys (the queries are the last t of the s positions), h query heads,
-kv key/value heads, d head width.
+Dimensions: b batch, t queries, s keys (the queries are the last t of the s positions), h query
+heads, kv key/value heads, d head width.
 """
 
 from __future__ import annotations
@@ -141,11 +141,14 @@ def _check(q, k, v, causal, window, segments) -> None:
         raise ValueError(f"{kv} key/value heads do not divide {h} query heads")
     if t > s and (causal or segments is not None):
         raise ValueError(
-            f"{t} queries cannot be the last of {s} keys: give t <= s, or causal=False, segments=None"
+            f"{t} queries cannot be the last of {s} keys: give t <= s, "
+            "or causal=False and segments=None"
         )
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise ValueError(f"q, k, v need one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if window is not None and (window < 1 or not causal):
-        raise ValueError(f"window={window}, causal={causal}: a window is >= 1 and needs causal=True")
+        raise ValueError(
+            f"window={window}, causal={causal}: a window is >= 1 and needs causal=True"
+        )
     if segments is not None and segments.shape != (b, s):
         raise ValueError(f"segments must be [b, s] = {[b, s]}, got {list(segments.shape)}")

@@ -1,13 +1,13 @@
 """The definition of attention, against which every faster implementation is tested.
 
-Vaswani et al., "Attention Is All You Need" (2017), arXiv:1706.03762, eq. 1, with grouped-query heads
-(Ainslie et al., 2023, arXiv:2305.13245): query head i reads key/value head i // (h / kv).
+Vaswani et al., "Attention Is All You Need" (2017), arXiv:1706.03762, eq. 1, with grouped-query
+heads (Ainslie et al., 2023, arXiv:2305.13245): query head i reads key/value head i // (h / kv).
 
 Written to be checked by eye: it materialises the whole [b, h, t, s] matrix and shares no code with
 `op.py`. float64 stays float64; anything narrower than float32 is computed in float32.
 
-Dimensions: b batch, t queries, s keys (the queries are the last t of the s positions), h query heads,
-kv key/value heads, d head width.
+Dimensions: b batch, t queries, s keys (the queries are the last t of the s positions), h query
+heads, kv key/value heads, d head width.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Language models: the decoder transformer and its jax twin, checkpoints of other families, generation."""
+"""Language models: the decoder transformer, its jax twin, exchanged checkpoints, generation."""

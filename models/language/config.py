@@ -26,7 +26,7 @@ class RopeScaling:
 
 @dataclass
 class TransformerConfig(ModelConfig):
-    """A pre-norm decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU (the Llama/Qwen3 family)."""
+    """A pre-norm decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU (Llama, Qwen3)."""
 
     name: str = "transformer"
     "Which model: the stem of its file."
@@ -89,7 +89,9 @@ class TransformerConfig(ModelConfig):
         if self.rope_theta <= 0 or self.norm_eps <= 0:
             raise ValueError("model.rope_theta and model.norm_eps must be > 0")
         if any(order < 2 for order in self.ngram_orders):
-            raise ValueError(f"model.ngram_orders={list(self.ngram_orders)}: each must be at least 2")
+            raise ValueError(
+                f"model.ngram_orders={list(self.ngram_orders)}: each must be at least 2"
+            )
 
     @property
     def resolved_kv_heads(self) -> int:
@@ -108,3 +110,26 @@ class TransformerConfig(ModelConfig):
         if self.vocab_size is None:
             raise ValueError("model.vocab_size is null: set it, or build the model for some data")
         return self.vocab_size
+
+
+def matmul_parameters(config: TransformerConfig) -> int:
+    """Weights that multiply activations, head included (also when tied), lookups and norms not."""
+    d, hd = config.d_model, config.resolved_head_dim
+    attention = 2 * d * hd * (config.num_heads + config.resolved_kv_heads)  # q, o and k, v
+    block = attention + 3 * d * config.resolved_d_ff
+    return config.num_layers * block + config.resolved_vocab_size * d
+
+
+def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
+    """Forward and backward floating-point operations per token of a sequence of `seq_len` tokens.
+
+        6 N + 12 L H hd min(window, seq_len)
+
+    N is `matmul_parameters`: 2 N forward, 4 N backward. The second term is q k^T and the weighted
+    sum of values; it counts every position of the window as seen, although causality hides half of
+    them. That is the convention of PaLM (arXiv:2204.02311, appendix B) and nanoGPT, so that
+    utilisations compare.
+    """
+    span = seq_len if config.window is None else min(config.window, seq_len)
+    width = config.num_heads * config.resolved_head_dim
+    return 6 * matmul_parameters(config) + 12 * config.num_layers * width * span

@@ -4,21 +4,21 @@
     x = x + attention(norm(x));  x = x + swiglu(norm(x))      in each of L blocks
     logits = norm(x) @ head^T
 
-RMSNorm          Root Mean Square Layer Normalization, 2019, arXiv:1910.07467, eq. 4
-RoPE             RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021, arXiv:2104.09864,
-                 eq. 34, with the pairs (i, i + hd/2) of the Hugging Face weights, not (2i, 2i + 1)
-Llama-3.1 RoPE   The Llama 3 Herd of Models, 2024, arXiv:2407.21783
-GQA              Training Generalized Multi-Query Transformer Models ..., 2023, arXiv:2305.13245
-SwiGLU           GLU Variants Improve Transformer, 2020, arXiv:2002.05202, eq. 6
-qk-norm          Scaling Vision Transformers to 22 Billion Parameters, 2023, arXiv:2302.05442;
-                 per head with a weight, before the rotation, as in Qwen3, 2025, arXiv:2505.09388
-n-gram tables    a plain form of N-Grammer, 2022, arXiv:2207.06366: hashed token ids, no clustering
+RMSNorm        Root Mean Square Layer Normalization, 2019, arXiv:1910.07467, eq. 4
+RoPE           RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021,
+               arXiv:2104.09864, eq. 34, but rotating the pairs (i, i + hd/2), as Hugging Face's
+               weights expect, not (2i, 2i + 1); stretched as in Llama 3.1, arXiv:2407.21783
+GQA            Training Generalized Multi-Query Transformer Models, 2023, arXiv:2305.13245
+SwiGLU         GLU Variants Improve Transformer, 2020, arXiv:2002.05202, eq. 6
+qk-norm        Scaling Vision Transformers to 22 Billion Parameters, 2023, arXiv:2302.05442; here
+               per head with a weight, before the rotation, as in Qwen3, 2025, arXiv:2505.09388
+n-gram tables  a plain form of N-Grammer, 2022, arXiv:2207.06366: hashed token ids, no clusters
 
-`transformer_jax.py` is the same model in flax.nnx, parameter for parameter; `huggingface.py` reads and
-writes Hugging Face checkpoints.
+`transformer_jax.py` is the same model in flax.nnx, parameter for parameter; `huggingface.py` reads
+and writes Hugging Face checkpoints.
 
-Dimensions: b batch, t tokens of this call, s positions attended (cached + t), d width of the residual
-stream, h query heads, kv key/value heads, hd head width, f SwiGLU width, vocab token ids.
+Dimensions: b batch, t tokens of this call, s positions attended (cached + t), d residual width,
+h query heads, kv key/value heads, hd head width, f SwiGLU width, vocab token ids.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Embedding(nn.Embedding):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, in float32 or wider, returned in the dtype of x."""
+    """x / rms(x) * weight over the last dimension, in float32 or wider; dtype of x out."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -61,10 +61,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        # On CPU the backward of vecdot costs a third less than that of square().mean().
-        mean_square = torch.linalg.vecdot(wide, wide).unsqueeze(-1) / x.shape[-1]
-        return (wide * torch.rsqrt(mean_square + self.eps) * self.weight).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight = self.weight.to(wide)
+        return F.rms_norm(x.to(wide), weight.shape, weight, self.eps).to(x.dtype)
 
 
 def rotary(
@@ -77,10 +76,8 @@ def rotary(
     if (scaling := config.rope_scaling) is not None:
         # How many times a wave turns within the original context decides: few turns, stretch it.
         turns = scaling.original_context * frequency / (2 * math.pi)
-        keep = (turns - scaling.low_freq_factor) / (
-            scaling.high_freq_factor - scaling.low_freq_factor
-        )
-        keep = keep.clamp(0.0, 1.0)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
         frequency = keep * frequency + (1 - keep) * frequency / scaling.factor
     position = torch.arange(start, start + length, device=device).float()
     angle = torch.outer(position, frequency)[:, None]  # [t, 1, hd/2]
@@ -91,7 +88,7 @@ def rotary(
 def rotate(
     x: Float[Tensor, "b t heads hd"], cos: Float[Tensor, "t 1 hd"], sin: Float[Tensor, "t 1 hd"]
 ) -> Float[Tensor, "b t heads hd"]:
-    """Turn each pair (x_i, x_{i + hd/2}) by its position's angle; rolling by hd/2 swaps the halves."""
+    """Turn each pair (x_i, x_{i + hd/2}) by its angle; rolling by hd/2 swaps the halves."""
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
@@ -175,12 +172,10 @@ class Transformer(nn.Module):
         generator: source of the initial weights, on the device of the model; None: torch's own.
 
     Attributes:
-        checkpoint_blocks: recompute each block in the backward pass instead of keeping its activations.
+        checkpoint_blocks: recompute each block in the backward pass, keep no activations.
     """
 
-    def __init__(
-        self, config: TransformerConfig, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, config: TransformerConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         vocab, d = config.resolved_vocab_size, config.d_model
         self.config = config
@@ -199,22 +194,21 @@ class Transformer(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw every parameter, in the order of the modules.
 
-        Embedding and head: normal, std 0.02 (GPT-2). Linear: normal, std 1 / sqrt(fan_in), and the
-        two that write to the residual stream a further 1 / sqrt(2 L) less, so that the stream's
-        variance does not grow with depth. Norms: one. n-gram tables: zero, as if they were not there.
+        Matrices: normal, std 1 / sqrt(columns), so that what a norm feeds (queries, keys, logits)
+        starts with unit variance at any width. The two that write to the residual stream: a further
+        1 / sqrt(2 L), so that its variance does not grow with depth (GPT-2). Norms: one. n-gram
+        tables: zero, as if they were not there.
         """
-        for name, module in self.named_modules():
-            if isinstance(module, RMSNorm):
-                module.weight.fill_(1.0)
+        for name, parameter in self.named_parameters():
+            if "norm" in name:
+                parameter.fill_(1.0)
             elif name.startswith("ngram_tables."):
-                module.weight.zero_()
-            elif isinstance(module, Embedding) or name == "lm_head":
-                module.weight.normal_(0.0, 0.02, generator=generator)
-            elif isinstance(module, Linear):
-                std = module.in_features**-0.5
-                if name.endswith(("o_proj", "down_proj")):
+                parameter.zero_()
+            else:
+                std = parameter.shape[1] ** -0.5
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
                     std /= math.sqrt(2 * self.config.num_layers)
-                module.weight.normal_(0.0, std, generator=generator)
+                parameter.normal_(0.0, std, generator=generator)
 
     def forward(
         self,
@@ -245,7 +239,9 @@ class Transformer(nn.Module):
         """The normalised residual stream that the head reads. Arguments as in `forward`."""
         check_tokens(tokens.shape, None if segments is None else segments.shape)
         if segments is not None and cache is not None:
-            raise ValueError("segments and cache exclude each other: generate one document at a time")
+            raise ValueError(
+                "segments and cache exclude each other: generate one document at a time"
+            )
         start, t = (0 if cache is None else cache.length), tokens.shape[1]
         history = tokens if cache is None else cache.extend(tokens)  # [b, s]
 
@@ -285,8 +281,8 @@ def ngram_rows(
 ) -> Int[Tensor, "b t"]:
     """Table row of the `order` tokens ending at each position, counting missing ones as zero.
 
-    A 32-bit FNV-1a hash of token id + 1, newest first, then two mixing rounds. Every product stays
-    below 2^63, so int64 arithmetic reduced modulo 2^32 equals the uint32 arithmetic of the jax twin.
+    A 32-bit FNV-1a hash of token id + 1, newest first, then a mixing round. Products stay below
+    2^63, so int64 arithmetic reduced modulo 2^32 equals the wrapping uint32 of the jax twin.
     """
     low32, t = 0xFFFFFFFF, tokens.shape[1]
     code = torch.full_like(tokens, order, dtype=torch.int64)
@@ -332,8 +328,8 @@ class KVCache:
         end = self.length + tokens.shape[1]
         if tokens.shape[0] != self.tokens.shape[0] or end > self.tokens.shape[1]:
             raise ValueError(
-                f"the cache holds {list(self.tokens.shape)} [b, max_len] tokens, {self.length} used: "
-                f"{list(tokens.shape)} more do not fit; build it with a larger batch or max_len"
+                f"the cache holds {list(self.tokens.shape)} [b, max_len] tokens, {self.length} used"
+                f": {list(tokens.shape)} more do not fit, build a larger one"
             )
         self.tokens[:, self.length : end] = tokens
         self.length = end

@@ -109,7 +109,7 @@ class HubConfig(CorpusConfig):
     "Branch, tag or commit; null for main, pinned to the commit found at first contact."
     text_field: str = "text"
     "Column that holds a document's text."
-    cache_dir: str = "${oc.env:AFFERENT_CACHE,~/.cache/afferent}"
+    cache_dir: str = "${oc.env:AFFERENT_CACHE,'~/.cache/afferent'}"
     "Folder of the cached blocks; local disk is best."
     block_tokens: int = 2**22
     "Tokens per cached block; windows are visited in random order inside a block."

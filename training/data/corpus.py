@@ -136,7 +136,7 @@ def segment_ids(tokens: np.ndarray, separator: int) -> Int32[np.ndarray, "b t"]:
 
 def name_hash(name: str) -> int:
     """A 64-bit hash of a document's name, the same on every machine and Python."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def split(

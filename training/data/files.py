@@ -13,9 +13,9 @@ from pathlib import Path
 
 from training.data.corpus import DataError, Document
 
-TEXT_SUFFIXES = frozenset(
-    ".txt .md .rst .tex .html .py .pyi .c .h .cc .cpp .cu .js .ts .rs .go .java .sh".split()
-)
+PROSE_SUFFIXES = frozenset([".txt", ".md", ".rst", ".tex", ".html"])
+CODE_SUFFIXES = frozenset([".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".cu", ".js", ".ts", ".rs"])
+TEXT_SUFFIXES = PROSE_SUFFIXES | CODE_SUFFIXES | {".go", ".java", ".sh"}
 ROW_SUFFIXES = frozenset([".jsonl", ".parquet"])
 
 

@@ -43,6 +43,10 @@ class Tokenizer(Protocol):
         """Token ids; raises UnicodeDecodeError for bytes that are not the text it needs."""
         ...
 
+    def encode_batch(self, texts: list[str]) -> list[Shaped[np.ndarray, " n"]]:
+        """`encode` of each text, in parallel where the library can."""
+        ...
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text, without separators."""
         ...
@@ -57,8 +61,12 @@ class ByteTokenizer:
 
     def encode(self, text: str | bytes) -> Shaped[np.ndarray, " n"]:
         """UTF-8 bytes of the text, as uint16 ids."""
-        content = text.encode() if isinstance(text, str) else text
+        content = text.encode(errors="surrogatepass") if isinstance(text, str) else text
         return np.frombuffer(content, dtype=np.uint8).astype(np.uint16)
+
+    def encode_batch(self, texts: list[str]) -> list[Shaped[np.ndarray, " n"]]:
+        """`encode` of each text."""
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the bytes; separators vanish, broken characters become U+FFFD."""
@@ -98,6 +106,12 @@ class FileTokenizer:
         text = text.decode() if isinstance(text, bytes) else text
         ids = self._library.encode(text, add_special_tokens=False).ids
         return np.array(ids, dtype=token_dtype(self.vocab_size))
+
+    def encode_batch(self, texts: list[str]) -> list[Shaped[np.ndarray, " n"]]:
+        """`encode` of each text, on all cores."""
+        dtype = token_dtype(self.vocab_size)
+        encoded = self._library.encode_batch(texts, add_special_tokens=False)
+        return [np.array(item.ids, dtype=dtype) for item in encoded]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the ids; separators vanish."""

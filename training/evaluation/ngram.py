@@ -6,14 +6,13 @@ n(c, s) the count of byte s after context c, n(c) its sum and d(c) the number of
     p_k(s | c_k) = (n(c_k, s) + d(c_k) p_{k-1}(s | c_{k-1})) / (n(c_k) + d(c_k)),   p_{-1} = 1/256,
 
 where c_k are the last k bytes; an unseen context leaves p_{k-1} as it is. Contexts never cross a
-document start: what would lie before it counts as separators. A context and its byte are packed into
-one uint64 (9 bits a symbol), so that counting is a sort.
+document start: what would lie before it counts as separators. A context and its byte are packed
+into one uint64 (9 bits a symbol), so that counting is a sort.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float64, UInt64
@@ -120,14 +119,9 @@ def _starts(sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sorted_keys[first], first
 
 
-def _look_up(wanted: np.ndarray, keys: Sequence | np.ndarray, values: np.ndarray) -> np.ndarray:
+def _look_up(wanted: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     """values[i] where keys[i] == wanted, else 0; `keys` sorted and distinct."""
     if len(keys) == 0:
         return np.zeros(len(wanted), dtype=np.int64)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, values[at], 0)
-
-
-def nats_to_bits_per_byte(total_nats: float, num_bytes: int) -> float:
-    """Summed negative log-likelihood in nats, over the bytes it covers, in bits per byte."""
-    return total_nats / (math.log(2.0) * num_bytes)

@@ -1,0 +1,142 @@
+"""`afferent train experiment=<paper>/<name> [scale=cpu|h200|paper] [key=value ...]`
+
+Composes the configuration, checks it, runs it: this file and training/run.py are the two hops to
+the training step. Sweeps (`-m`, `sweep=...`) end with one table over their runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from training.config import config_message, experiment_list, options, to_config
+from training.errors import UserError
+from training.run_directory import run_path
+from training.schema import TrainConfig, register
+
+HELP = """afferent train experiment=<paper>/<name> [group=option ...] [key=value ...] [--dry-run] [-m]
+
+Runs one experiment; the same command again resumes it, or shows its results.
+
+experiments:
+{experiments}
+
+groups: {groups}
+flags:
+  --dry-run            print the resolved configuration, parameters, FLOPs, memory; train nothing
+  -m, --multirun       one run per combination of comma-separated values: seed=0,1,2 optim.lr=1e-3,3e-3
+  --cfg job            print the composed configuration
+  --info defaults-tree show which file sets what
+Every key with its meaning: training/schema.py
+"""
+
+
+@hydra.main(config_path="pkg://configs", config_name="train", version_base="1.3")
+def launch(cfg: DictConfig) -> None:
+    """One run, in this process or wherever the launcher put it."""
+    alone = HydraConfig.get().mode == RunMode.RUN
+    try:
+        launch_one(cfg, alone)
+    except UserError as error:
+        if not alone:
+            raise  # Hydra says which of the sweep's combinations it was
+        leave(error)
+
+
+def leave(error: UserError) -> NoReturn:
+    """Say it in one sentence and exit."""
+    print(f"afferent: {error}", file=sys.stderr)
+    sys.exit(error.code)
+
+
+def launch_one(cfg: DictConfig, alone: bool) -> None:
+    """Check the configuration; run it, or say what it would do."""
+    choice = HydraConfig.get().runtime.choices.get("experiment")
+    config = dataclasses.replace(to_config(cfg), experiment=choice)
+    if not alone:
+        register_in_sweep(config)
+    if config.dry_run:
+        from scripts.dry_run import print_dry_run
+
+        print_dry_run(config)
+        return
+    from training.run import run
+
+    show(config, run(config))
+
+
+def show(config: TrainConfig, results: dict[str, Any]) -> None:
+    """What a person wants to see at the end; the last line is the page's path."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    from training.evaluation.report import run_summary
+
+    print(run_summary(results))
+    page = run_path(config) / "report.html"
+    print(page if page.exists() else run_path(config))
+
+
+def register_in_sweep(config: TrainConfig) -> None:
+    """Leave a note for the sweep's table: which run this combination of values is."""
+    from training.files import write_json
+
+    info = HydraConfig.get()
+    directory = Path(info.sweep.dir)
+    note = {
+        "overrides": [o for o in info.overrides.task if not o.startswith("experiment=")],
+        "path": str(run_path(config)),
+    }
+    write_json(directory / f"run_{info.job.num:04d}.json", note)
+
+
+def main() -> None:
+    """Entry point: argument errors end with one sentence and exit code 2."""
+    arguments = ["dry_run=true" if word == "--dry-run" else word for word in sys.argv[1:]]
+    if any(word in ("-h", "--help") for word in arguments):
+        groups = [f"{g}={'|'.join(options(g))}" for g in ("scale", "logger", "launcher", "sweep")]
+        print(HELP.format(experiments=experiment_list(), groups="  ".join(groups)), end="")
+        return
+    asks = ("--cfg", "--info", "--hydra-help", "--version", "-sc", "--shell-completion")
+    if not any(word.startswith("experiment=") or word.startswith(asks) for word in arguments):
+        print(
+            f"Which experiment? afferent train experiment=<one of>\n{experiment_list()}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    sys.argv[1:] = arguments
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises; the sentences below are ours
+    os.environ.setdefault("AFFERENT_SWEEP", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
+    register()
+    try:
+        launch()
+        summarise_sweep()
+    except UserError as error:
+        leave(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"afferent: {config_message(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def summarise_sweep() -> None:
+    """One table and one plot over the runs of a sweep, if this was one."""
+    root = Path(os.environ.get("AFFERENT_RUNS", "runs"))
+    directory = root / "sweeps" / os.environ["AFFERENT_SWEEP"]
+    if any(directory.glob("run_*.json")):
+        from training.evaluation.sweep import write_sweep_summary
+
+        print(write_sweep_summary(directory))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""experiments/<paper>/claims.yaml: what a paper claims, how it is measured, what must fail.
+
+    title, about        the paper's short name and its line in the README's table
+    paper               null, or {title, year, arxiv}; null is a baseline of our own
+    runs                name -> {experiment, seeds, overrides, scales: {scale: {seeds, overrides}}}
+    claims              [{id, statement, published, run, metric, minus, direction, threshold,
+                          chance, floors, ceilings, controls, reason}]
+
+A metric is a key of the run's results.json: `eval/bpb` below `metrics`, or any nested path such as
+`floors/seen/order_2`. A claim compares `metric`, or `metric - minus`, with the threshold of the
+scale; a scale without a threshold is not judged. claims_file.py reads the file, verdicts.py judges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+EXPERIMENTS = ROOT / "experiments"
+SCALES = ("cpu", "h200", "paper")
+
+
+class Direction(StrEnum):
+    """How the mean must stand to the threshold: <=, >=, or |mean| <= threshold."""
+
+    below = "below"
+    above = "above"
+    within = "within"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The paper behind a folder."""
+
+    title: str
+    year: int
+    arxiv: str | None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number as the paper prints it."""
+
+    value: float
+    unit: str
+    source: str
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Runs of one experiment, one per seed. `scales` replaces seeds and adds overrides."""
+
+    experiment: str
+    seeds: int
+    overrides: tuple[str, ...]
+    scales: dict[str, tuple[int | None, tuple[str, ...]]]
+
+    def at(self, scale: str) -> tuple[int, tuple[str, ...]]:
+        """Number of seeds and overrides at a scale."""
+        seeds, overrides = self.scales.get(scale, (None, ()))
+        return seeds or self.seeds, self.overrides + overrides
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One number of the results of a run."""
+
+    run: str
+    metric: str
+
+    def label(self, home: str) -> str:
+        """The metric, with its run where that is not `home`."""
+        return self.metric if self.run == home else f"{self.run}: {self.metric}"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A measured number and where it must lie. A control is one of its own."""
+
+    id: str
+    statement: str
+    metric: Ref
+    minus: Ref | float | None
+    direction: Direction
+    threshold: dict[str, float]
+
+    def refs(self) -> list[Ref]:
+        """Everything that is read from runs."""
+        return [ref for ref in (self.metric, self.minus) if isinstance(ref, Ref)]
+
+
+@dataclass(frozen=True)
+class Claim(Criterion):
+    """What the paper says, beside what is trivial and what is best possible."""
+
+    published: Published | None
+    chance: float | None
+    floors: tuple[Ref, ...]
+    ceilings: tuple[Ref, ...]
+    controls: tuple[Criterion, ...]
+    reason: dict[str, str]
+
+    def all_refs(self) -> list[Ref]:
+        """Everything that is read from runs, controls included."""
+        return [
+            *self.refs(),
+            *self.floors,
+            *self.ceilings,
+            *(ref for control in self.controls for ref in control.refs()),
+        ]
+
+
+@dataclass(frozen=True)
+class PaperClaims:
+    """A whole claims.yaml; `name` is the folder's."""
+
+    name: str
+    file: Path
+    title: str
+    about: str
+    paper: Publication | None
+    runs: dict[str, RunSpec]
+    claims: tuple[Claim, ...]
+
+    def scales(self) -> list[str]:
+        """Scales at which at least one claim is judged."""
+        return [s for s in SCALES if any(s in claim.threshold for claim in self.claims)]
+
+    def needed(self, scale: str) -> list[str]:
+        """Names of the runs that the claims judged at `scale` read."""
+        judged = [claim for claim in self.claims if scale in claim.threshold]
+        used = {ref.run for claim in judged for ref in claim.all_refs()}
+        return [name for name in self.runs if name in used]

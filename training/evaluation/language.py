@@ -1,0 +1,59 @@
+"""Held-out evaluation of language models: every real token scored once, in bits per byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.language.config import TransformerConfig
+from training.distributed import Processes
+from training.errors import UserError
+
+if TYPE_CHECKING:
+    from training.data.language import LanguageData
+
+
+def fill_vocabulary(model: TransformerConfig, data: LanguageData) -> TransformerConfig:
+    """The model's configuration with the data's vocabulary where it names none. Raises UserError."""
+    if model.vocab_size is not None and model.vocab_size < data.vocab_size:
+        raise UserError(
+            f"model.vocab_size={model.vocab_size} is smaller than the data's {data.vocab_size}: "
+            "set model.vocab_size=null"
+        )
+    return dataclasses.replace(model, vocab_size=model.vocab_size or data.vocab_size)
+
+
+def heldout_batches(
+    data: LanguageData, rows: int, limit: int | None, processes: Processes
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's `rows` windows of each held-out batch: {"tokens": [b, t+1], "weight": [b, t]}.
+
+    The last batch is padded with windows of zero weight, so every process gets as many batches.
+    `limit` bounds the windows of all processes to about `limit * rows`.
+    """
+    mine = slice(processes.rank * rows, (processes.rank + 1) * rows)
+    most = None if limit is None else -(-limit // processes.world)
+    for batch in islice(data.heldout_batches(rows * processes.world), most):
+        yield {key: value[mine] for key, value in batch.items()}
+
+
+def bits_per_byte(
+    nats: float, tokens: float, data: LanguageData, processes: Processes
+) -> dict[str, float]:
+    """Totals of this process -> eval/loss (nats per token) and eval/bpb, over all processes.
+
+    A token of a byte corpus is a byte; otherwise the held-out corpus's bytes per token convert.
+    """
+    nats, tokens = processes.sum([nats, tokens])
+    heldout_tokens = len(data.heldout.tokens) - len(data.heldout.names)
+    loss = nats / max(tokens, 1.0)
+    return {
+        "eval/loss": loss,
+        "eval/bpb": loss / math.log(2) * heldout_tokens / data.heldout_bytes,
+        "eval/tokens": tokens,
+    }

@@ -1,0 +1,155 @@
+"""Next-token prediction with a torch decoder: the recipe behind `recipe=language_model`.
+
+    loss = mean over the window of -log p(token_{t+1} | token_1..t)
+
+Evaluation scores every held-out token once and reports nats per token and bits per byte, the unit
+in which models with different vocabularies, n-grams and compressors can be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.language.config import TransformerConfig, flops_per_token
+from models.language.inference.generation import generate
+from models.language.transformer import Transformer, num_parameters
+from training.data.config import CorpusConfig
+from training.data.language import LanguageData
+from training.distributed import Processes
+from training.evaluation.floors import language_floors
+from training.evaluation.language import bits_per_byte, fill_vocabulary, heldout_batches
+from training.schema import LanguageModelConfig, TrainConfig
+from training.seeding import torch_generator
+from training.torch_step import Batch, TorchStep, build_on
+
+FRAMEWORK = "torch"
+
+
+def build_data(config: TrainConfig, processes: Processes) -> LanguageData:
+    """The corpus and its order, as this process sees them."""
+    assert isinstance(config.data, CorpusConfig)
+    return LanguageData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+
+
+class LanguageModel:
+    """Trains a `Transformer` on windows of a corpus."""
+
+    framework = FRAMEWORK
+    unit = "tokens"
+
+    def __init__(
+        self, config: TrainConfig, data: LanguageData, processes: Processes, device: torch.device
+    ) -> None:
+        assert isinstance(config.recipe, LanguageModelConfig)
+        assert isinstance(config.model, TransformerConfig)
+        self.config, self.recipe, self.data = config, config.recipe, data
+        self.processes = processes
+        self.model_config = fill_vocabulary(config.model, data)
+        self.model = build_on(
+            device,
+            lambda: Transformer(self.model_config),
+            lambda model: model.init_weights(torch_generator(config.seed, "init", device=device)),
+        )
+        self.model.checkpoint_blocks = config.recipe.activation_checkpointing
+        self.parameters = num_parameters(self.model)
+        self.trainer = TorchStep(
+            self.model,
+            list(self.model.blocks),
+            config.optim,
+            config.scale,
+            processes,
+            config.loop.steps,
+        )
+        seq_len = data.config.seq_len
+        self.units_per_step = data.config.batch_size * seq_len
+        self.flops_per_step = self.units_per_step * flops_per_token(self.model_config, seq_len)
+
+    def step(self, batch: dict[str, Any]) -> dict[str, Tensor | float]:
+        return self.trainer.update(batch, self.loss)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean negative log-likelihood of the next token, in nats."""
+        return self.token_losses(batch).mean()
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """[b, t] nats of each next token. Separators count: a document's end is predicted too."""
+        tokens, segments = batch["tokens"], batch.get("segments")
+        segments = None if segments is None else segments[:, :-1]
+        logits = self.model(tokens[:, :-1], segments=segments)  # [b, t, vocab]
+        return F.cross_entropy(
+            logits.float().flatten(0, 1), tokens[:, 1:].flatten().long(), reduction="none"
+        ).view(tokens.shape[0], -1)
+
+    @torch.no_grad()
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """Held-out nats per token and bits per byte; all of the held-out text if `final`."""
+        nats, tokens, size = 0.0, 0.0, self.recipe.eval_batch_size
+        limit = None if final else self.recipe.eval_batches
+        with self.trainer.averaged_weights(), self.trainer.autocast():
+            for batch in heldout_batches(self.data, size, limit, self.processes):
+                weight = torch.from_numpy(batch.pop("weight")).to(self.trainer.device)
+                losses = self.token_losses(self.trainer.to_device(batch))
+                nats += (losses.double() * weight).sum().item()
+                tokens += weight.sum().item()
+        return bits_per_byte(nats, tokens, self.data, self.processes)
+
+    def summary(self) -> dict[str, Any]:
+        """What else the finished run reports: sizes, floors, a sample."""
+        found: dict[str, Any] = {
+            "parameters": self.parameters,
+            "uniform_bpb": math.log2(self.data.vocab_size),
+            "data": self.data.describe(),
+        }
+        if self.recipe.floors:
+            found["floors"] = language_floors(self.data, self.trainer.count)
+        if self.recipe.sample_tokens:
+            found["sample"] = self.sample()
+        return found
+
+    @torch.no_grad()
+    def sample(self) -> str:
+        """A continuation of `recipe.sample_prompt`, drawn at temperature 0.8."""
+        if self.trainer.sharded:
+            return ""
+        prompt = [self.data.separator, *self.data.encode(self.recipe.sample_prompt).tolist()]
+        with self.trainer.averaged_weights():
+            tokens = generate(
+                self.model,
+                torch.tensor([prompt], device=self.trainer.device),
+                self.recipe.sample_tokens,
+                temperature=0.8,
+                generator=torch_generator(self.config.seed, "sample", device=self.trainer.device),
+                stop_token=self.data.separator,
+            )
+        return self.data.decode(tokens[0, 1:].tolist())
+
+    def export(self, directory: Path) -> None:
+        """Write model.safetensors and model.json, for exchange."""
+        from safetensors.torch import save_file
+
+        from training.files import write_json
+        from training.run_directory import plain
+
+        weights = self.trainer.full_weights()
+        if self.processes.is_main:
+            save_file(weights, directory / "model.safetensors")
+            write_json(directory / "model.json", plain(self.model_config))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state_dict(state)
+
+
+def build(
+    config: TrainConfig, data: LanguageData, processes: Processes, device: torch.device
+) -> LanguageModel:
+    """The recipe of `config`, its model initialised on `device`."""
+    return LanguageModel(config, data, processes, device)

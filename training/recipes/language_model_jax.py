@@ -1,0 +1,144 @@
+"""Next-token prediction with the flax.nnx decoder: the jax twin of `language_model.py`.
+
+Same configuration, data, evaluation and files; the exported weights carry the torch names. It
+generates no sample: the twin keeps no KV cache.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from models.language.config import TransformerConfig, flops_per_token
+from models.language.transformer_jax import Transformer, num_parameters, to_torch
+from training.data.config import CorpusConfig
+from training.data.language import LanguageData
+from training.distributed import Processes
+from training.errors import UserError
+from training.evaluation.floors import language_floors
+from training.evaluation.language import bits_per_byte, fill_vocabulary, heldout_batches
+from training.jax_step import Batch, JaxStep
+from training.schema import LanguageModelConfig, TrainConfig
+from training.seeding import jax_key
+
+FRAMEWORK = "jax"
+
+
+def build_data(config: TrainConfig, processes: Processes) -> LanguageData:
+    """The corpus and its order, as this process sees them."""
+    assert isinstance(config.data, CorpusConfig)
+    return LanguageData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+
+
+def token_losses(model: Transformer, batch: Batch) -> jax.Array:
+    """[b, t] nats of each next token. Separators count: a document's end is predicted too."""
+    tokens, segments = batch["tokens"], batch.get("segments")
+    segments = None if segments is None else segments[:, :-1]
+    logits = model(tokens[:, :-1], segments=segments)  # [b, t, vocab]
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), tokens[:, 1:]
+    )
+
+
+class LanguageModelJax:
+    """Trains a `Transformer` on windows of a corpus."""
+
+    framework = FRAMEWORK
+    unit = "tokens"
+
+    def __init__(self, config: TrainConfig, data: LanguageData, processes: Processes) -> None:
+        assert isinstance(config.recipe, LanguageModelConfig)
+        assert isinstance(config.model, TransformerConfig)
+        if config.recipe.sample_tokens:
+            raise UserError(
+                "recipe.sample_tokens needs recipe=language_model: the jax twin keeps no KV cache; "
+                "set recipe.sample_tokens=0"
+            )
+        self.config, self.recipe, self.data = config, config.recipe, data
+        self.processes = processes
+        self.model_config = fill_vocabulary(config.model, data)
+        model = Transformer(self.model_config, rngs=nnx.Rngs(params=jax_key(config.seed, "init")))
+        model.checkpoint_blocks = config.recipe.activation_checkpointing
+        self.parameters = num_parameters(model)
+        self.trainer = JaxStep(
+            model,
+            lambda model, batch: token_losses(model, batch).mean(),
+            lambda name: name.startswith("blocks."),
+            config.optim,
+            config.scale,
+            config.loop.steps,
+        )
+        seq_len = data.config.seq_len
+        self.units_per_step = data.config.batch_size * seq_len
+        self.flops_per_step = self.units_per_step * flops_per_token(self.model_config, seq_len)
+
+    def step(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        return self.trainer.update(batch)
+
+    @cached_property
+    def scored(self) -> Any:
+        """Compiled: parameters, batch -> summed weighted nats of every window, [b]."""
+
+        def nats(params: Any, batch: Batch) -> jax.Array:
+            losses = token_losses(self.trainer.merge(params), batch)
+            return (losses * batch["weight"]).sum(axis=1)
+
+        return jax.jit(nats)
+
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """Held-out nats per token and bits per byte; all of the held-out text if `final`."""
+        nats, tokens, limit = 0.0, 0.0, None if final else self.recipe.eval_batches
+        for batch in heldout_batches(self.data, self.recipe.eval_batch_size, limit, self.processes):
+            tokens += float(batch["weight"].sum())
+            rows = self.scored(self.trainer.evaluated, self.trainer.to_device(batch))
+            mine = [np.asarray(shard.data, np.float64) for shard in rows.addressable_shards]
+            nats += float(sum(part.sum() for part in mine))
+        return bits_per_byte(nats, tokens, self.data, self.processes)
+
+    def summary(self) -> dict[str, Any]:
+        """What else the finished run reports: sizes, floors."""
+        found: dict[str, Any] = {
+            "parameters": self.parameters,
+            "uniform_bpb": math.log2(self.data.vocab_size),
+            "data": self.data.describe(),
+        }
+        if self.recipe.floors:
+            found["floors"] = language_floors(self.data, self.trainer.count)
+        return found
+
+    def export(self, directory: Path) -> None:
+        """Write model.safetensors (torch names) and model.json, for exchange."""
+        from safetensors.numpy import save_file
+
+        from training.files import write_json
+        from training.run_directory import plain
+
+        whole = jax.device_put(
+            self.trainer.evaluated,
+            jax.sharding.NamedSharding(self.trainer.mesh, jax.sharding.PartitionSpec()),
+        )
+        if self.processes.is_main:
+            weights = to_torch(nnx.merge(self.trainer.graph, whole))
+            save_file(weights, directory / "model.safetensors")
+            write_json(directory / "model.json", plain(self.model_config))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state_dict(state)
+
+
+def build(
+    config: TrainConfig, data: LanguageData, processes: Processes, device: None = None
+) -> LanguageModelJax:
+    """The recipe of `config`, its model initialised on the mesh."""
+    return LanguageModelJax(config, data, processes)

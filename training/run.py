@@ -1,0 +1,90 @@
+"""One run: from a configuration to results. The only place where recipe, data and loop meet.
+
+config -> processes and device -> data -> recipe -> loop.fit -> results.json, report
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from typing import Any
+
+from training.distributed import Processes, initialise, shut_down
+from training.logging import Logger
+from training.loop import fit
+from training.run_directory import RunDirectory, digest, plain, run_path
+from training.schema import TrainConfig, identity
+from training.seeding import seed_global_generators
+
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    """Train and evaluate, or continue, or return what this configuration's finished run recorded.
+
+    `recipe.name` is the stem of a file in training/recipes/ that offers FRAMEWORK,
+    `build_data(config, processes)` and `build(config, data, processes, device)`.
+
+    Raises UserError for what the user can mend, RunStopped for a run that ended early.
+    """
+    if (done := finished(config)) is not None:
+        return done
+    module = recipe_module(config)
+    processes, device = initialise(config.scale, module.FRAMEWORK)
+    try:
+        with RunDirectory(config, processes.is_main) as directory:
+            seed_global_generators(config.seed)
+            data = module.build_data(config, processes)
+            recipe = module.build(config, data, processes, device)
+            return train(config, recipe, data, directory, processes)
+    finally:
+        shut_down(processes)
+
+
+def recipe_module(config: TrainConfig) -> Any:
+    """The file of training/recipes/ that the configuration names."""
+    return importlib.import_module(f"training.recipes.{config.recipe.name}")
+
+
+def finished(config: TrainConfig) -> dict[str, Any] | None:
+    """Results of this very configuration, if its run has finished."""
+    path = run_path(config)
+    recorded, results = path / "identity.json", path / "results.json"
+    if not (recorded.exists() and results.exists()):
+        return None
+    if json.loads(recorded.read_text()) != plain(identity(config)):
+        return None  # the run directory will say how they differ
+    return json.loads(results.read_text())
+
+
+def train(
+    config: TrainConfig, recipe: Any, data: Any, directory: RunDirectory, processes: Processes
+) -> dict[str, Any]:
+    """Fit, evaluate, record."""
+    directory.bind("data", data.content_hash)
+    name = f"{config.experiment or 'unnamed'}/{directory.path.name}"
+    logger = Logger(config.logger, directory.path, name, digest(name)[:16], processes.is_main)
+    directory.status("running", step=0)
+    try:
+        outcome = fit(recipe, data, config.loop, directory, logger, processes)
+    finally:
+        logger.close()
+    recipe.export(directory.path)
+    results = {
+        "experiment": config.experiment,
+        "run": directory.path.name,
+        "scale": config.scale.name,
+        "seed": config.seed,
+        "steps": outcome.state.step,
+        recipe.unit: outcome.state.units,
+        "stopped_by": outcome.stopped_by,
+        "train_s": round(outcome.state.elapsed_s, 3),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "metrics": outcome.metrics,
+        **recipe.summary(),
+    }
+    directory.finish(results)
+    if processes.is_main and config.report:
+        from training.evaluation.report import write_run_report
+
+        write_run_report(directory.path)
+    return results
