@@ -46,7 +46,8 @@ class Recipe(Protocol):
     flops_per_step: float  # of all processes together; 0 where unknown
 
     def step(self, batch: Any) -> Mapping[str, Any]:
-        """One training step; scalars by name (`train/loss`), which may still be on the device."""
+        """One training step; scalars by name (`train/loss`), which may still be on the device
+        (they are fetched later: no views of what the next step changes)."""
 
     def evaluate(self, final: bool = False) -> Mapping[str, float]:
         """The metrics of the held-out protocol (`eval/...`); `final` covers all of it."""

@@ -253,7 +253,7 @@ class Transformer(nn.Module):
 
         cos, sin = rotary(self.config, start, t, tokens.device)
         for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
+            if self.checkpoint_blocks and torch.is_grad_enabled() and cache is None:
                 x = checkpoint(block, x, cos, sin, segments, use_reentrant=False)
             else:
                 x = block(x, cos, sin, segments, cache)

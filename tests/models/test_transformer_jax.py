@@ -56,9 +56,9 @@ def batch(t: int = 13):
     return tokens, segments
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["one_document", "packed"])
-def test_forward_and_gradients_agree(pair, packed):
+def test_forward_and_gradients_agree(pair):
     model, other, _ = pair
+    packed = model.config.num_heads != model.config.resolved_kv_heads  # some variants of each kind
     tokens, segments = batch()
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     segments = segments[:, :-1] if packed else None

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from models.language.config import TransformerConfig
+from training.data.config import CorpusConfig
 from training.distributed import Processes
 from training.errors import UserError
+from training.schema import TrainConfig
 
 if TYPE_CHECKING:
     from training.data.language import LanguageData
@@ -26,6 +28,17 @@ def fill_vocabulary(model: TransformerConfig, data: LanguageData) -> Transformer
             "set model.vocab_size=null"
         )
     return dataclasses.replace(model, vocab_size=model.vocab_size or data.vocab_size)
+
+
+def config_without_data(config: TrainConfig) -> TransformerConfig:
+    """The model's configuration, its vocabulary taken from the tokenizer where it names none."""
+    from training.data.tokenizer import build_tokenizer
+
+    assert isinstance(config.model, TransformerConfig) and isinstance(config.data, CorpusConfig)
+    if config.model.vocab_size is not None:
+        return config.model
+    vocab_size = build_tokenizer(config.data.tokenizer).vocab_size
+    return dataclasses.replace(config.model, vocab_size=vocab_size)
 
 
 def heldout_batches(

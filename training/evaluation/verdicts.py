@@ -150,9 +150,7 @@ def decide(
     return (Verdict.direction_only if effect else Verdict.not_reproduced), because
 
 
-def clear_of_chance(
-    claim: Claim, threshold: float, mean: float, spread: Interval | None
-) -> bool:
+def clear_of_chance(claim: Claim, threshold: float, mean: float, spread: Interval | None) -> bool:
     """Whether the interval (of one seed: the value) lies where noise alone would not put it."""
     low, high = spread or (mean, mean)
     if claim.direction == Direction.within:
@@ -217,9 +215,7 @@ def described(criterion: Criterion, scale: str) -> dict[str, Any]:
     }
 
 
-def judge_control(
-    control: Criterion, scale: str, outcomes: Outcomes, where: str
-) -> dict[str, Any]:
+def judge_control(control: Criterion, scale: str, outcomes: Outcomes, where: str) -> dict[str, Any]:
     """The record of a control; `holds` when its mean meets its threshold."""
     values = measure(control, outcomes, where)
     mean, spread = summary(values)

@@ -23,7 +23,13 @@ from training.data.config import CorpusConfig
 from training.data.language import LanguageData
 from training.distributed import Processes
 from training.evaluation.floors import language_floors
-from training.evaluation.language import bits_per_byte, fill_vocabulary, heldout_batches
+from training.estimate import Estimate, state_memory, torch_activations
+from training.evaluation.language import (
+    bits_per_byte,
+    config_without_data,
+    fill_vocabulary,
+    heldout_batches,
+)
 from training.schema import LanguageModelConfig, TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
@@ -153,3 +159,30 @@ def build(
 ) -> LanguageModel:
     """The recipe of `config`, its model initialised on `device`."""
     return LanguageModel(config, data, processes, device)
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Sizes of the run, from the meta device. No data is read."""
+    assert isinstance(config.data, CorpusConfig)
+    model_config = config_without_data(config)
+    with torch.device("meta"):
+        model = Transformer(model_config)
+    seq_len, shards = config.data.seq_len, config.scale.devices or 1
+    rows = max(1, config.data.batch_size // shards // config.optim.accumulate)
+    tokens = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
+
+    def loss() -> Tensor:
+        logits = model(tokens).float().flatten(0, 1)
+        return F.cross_entropy(logits, tokens.flatten())
+
+    model.checkpoint_blocks = config.recipe.activation_checkpointing  # type: ignore[attr-defined]
+    matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
+    memory = state_memory(num_parameters(model), matrices, config.optim, config.scale)
+    units = config.data.batch_size * seq_len
+    return Estimate(
+        num_parameters(model),
+        units * flops_per_token(model_config, seq_len),
+        units,
+        LanguageModel.unit,
+        {**memory, "activations": torch_activations(model, loss, config.scale)},
+    )

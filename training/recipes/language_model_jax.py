@@ -24,7 +24,13 @@ from training.data.language import LanguageData
 from training.distributed import Processes
 from training.errors import UserError
 from training.evaluation.floors import language_floors
-from training.evaluation.language import bits_per_byte, fill_vocabulary, heldout_batches
+from training.estimate import Estimate, jax_activations, state_memory
+from training.evaluation.language import (
+    bits_per_byte,
+    config_without_data,
+    fill_vocabulary,
+    heldout_batches,
+)
 from training.jax_step import Batch, JaxStep
 from training.schema import LanguageModelConfig, TrainConfig
 from training.seeding import jax_key
@@ -142,3 +148,30 @@ def build(
 ) -> LanguageModelJax:
     """The recipe of `config`, its model initialised on the mesh."""
     return LanguageModelJax(config, data, processes)
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Sizes of the run, from abstract values. No data is read."""
+    assert isinstance(config.data, CorpusConfig)
+    assert isinstance(config.recipe, LanguageModelConfig)
+    model_config = config_without_data(config)
+    model = nnx.eval_shape(lambda: Transformer(model_config, rngs=nnx.Rngs(0)))
+    model.checkpoint_blocks = config.recipe.activation_checkpointing
+    graph, params = nnx.split(model, nnx.Param)
+    seq_len, shards = config.data.seq_len, config.scale.devices or 1
+    rows = max(1, config.data.batch_size // shards // config.optim.accumulate)
+    tokens = jnp.zeros((rows, seq_len + 1), jnp.int32)
+
+    def loss(params: Any) -> jax.Array:
+        return token_losses(nnx.merge(graph, params), {"tokens": tokens}).mean()
+
+    matrices = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model.blocks)) if leaf.ndim == 2)
+    memory = state_memory(num_parameters(model), matrices, config.optim, config.scale)
+    units = config.data.batch_size * seq_len
+    return Estimate(
+        num_parameters(model),
+        units * flops_per_token(model_config, seq_len),
+        units,
+        LanguageModelJax.unit,
+        {**memory, "activations": jax_activations(loss, params)},
+    )
