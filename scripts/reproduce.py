@@ -16,7 +16,7 @@ from training.config import did_you_mean
 from training.errors import UserError
 from training.evaluation.claims import EXPERIMENTS, SCALES
 from training.evaluation.claims_file import load_claims, one_of, papers
-from training.evaluation.launch import PlannedRun, plan
+from training.evaluation.launch import Launch, PlannedRun, plan, run_in_subprocess
 from training.evaluation.reproduce import check_scale, is_trial, reproduce
 from training.evaluation.tables import (
     console_table,
@@ -77,7 +77,7 @@ def parse(words: list[str]) -> Asked:
     return asked
 
 
-def run(asked: Asked, experiments_root: Path) -> int:
+def run(asked: Asked, experiments_root: Path, launch: Launch) -> int:
     """Do what was asked; returns the exit code. Raises UserError."""
     if asked.tables:
         for file in update_tables(experiments_root.parent):
@@ -97,6 +97,7 @@ def run(asked: Asked, experiments_root: Path) -> int:
         seeds=asked.seeds,
         fresh=asked.fresh,
         experiments_root=experiments_root,
+        launch=launch,
     )
     print(console_table(results))
     print(file if file else "a trial with fewer seeds than claims.yaml says: nothing was written")
@@ -146,14 +147,14 @@ def state(item: PlannedRun) -> str:
     return f"{status['status']}, resumes" + (f" at {status['step']}" if "step" in status else "")
 
 
-def main(experiments_root: Path = EXPERIMENTS) -> None:
+def main(experiments_root: Path = EXPERIMENTS, launch: Launch = run_in_subprocess) -> None:
     """Entry point: what the user can mend ends with one sentence and its exit code."""
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):
         print(HELP, end="")
         return
     try:
-        code = run(parse(words), experiments_root)
+        code = run(parse(words), experiments_root, launch)
     except UserError as error:
         print(f"afferent: {error}", file=sys.stderr)
         code = error.code

@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -69,7 +70,8 @@ class JsonlFile:
 
     def close(self) -> None:
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):  # what could not be written has been said by `write`
+                self.file.close()
             self.file = None
 
 

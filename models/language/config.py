@@ -43,7 +43,7 @@ class TransformerConfig(ModelConfig):
     head_dim: int | None = None
     "Width of one head, even; null means d_model / num_heads."
     d_ff: int | None = None
-    "Hidden width of the SwiGLU; null means 8/3 d_model rounded up to a multiple of 32."
+    "Hidden width of the SwiGLU; null means 8/3 d_model rounded to a multiple of 16."
     rope_theta: float = 10000.0
     "Base of the rotary wavelengths."
     rope_scaling: RopeScaling | None = None
@@ -103,7 +103,7 @@ class TransformerConfig(ModelConfig):
 
     @property
     def resolved_d_ff(self) -> int:
-        return -(-8 * self.d_model // 3 // 32) * 32 if self.d_ff is None else self.d_ff
+        return max(16, round(8 * self.d_model / 3 / 16) * 16) if self.d_ff is None else self.d_ff
 
     @property
     def resolved_vocab_size(self) -> int:

@@ -89,7 +89,7 @@ def rotate(
     x: Float[Tensor, "b t heads hd"], cos: Float[Tensor, "t 1 hd"], sin: Float[Tensor, "t 1 hd"]
 ) -> Float[Tensor, "b t heads hd"]:
     """Turn each pair (x_i, x_{i + hd/2}) by its angle; rolling by hd/2 swaps the halves."""
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 class Attention(nn.Module):

@@ -189,8 +189,8 @@ def one_of(given: Any, known: Sequence[str], what: str, where: str) -> str:
 
 
 def claim(value: Any, where: str, runs: dict[str, RunSpec]) -> Claim:
-    name = value.get("id") if isinstance(value, dict) else None
-    fields = Fields(value, f"{where}: claim {name or value!r}")
+    name = value.get("id") if isinstance(value, dict) else value
+    fields = Fields(value, f"{where}: claim {name}")
     base = criterion(fields, runs)
     home = base.metric.run
     chance = fields.take("chance", float, None)

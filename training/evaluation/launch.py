@@ -150,9 +150,11 @@ def execute(runs: Sequence[PlannedRun], launch: Launch) -> dict[str, RunOutcome]
             print(f"{label}: {run.path}", file=sys.stderr, flush=True)
             failure = launch(run, label)
             results = run.results()
-            if failure is not None or results is None:
+            if failure is not None:
+                after = "failed" if results is None else "failed after its results were recorded"
+                print(f"{label}: {after}: {failure}", file=sys.stderr, flush=True)
+            if results is None:
                 outcome.failure = failure or "it ended without results.json"
-                print(f"{label}: failed: {outcome.failure}", file=sys.stderr, flush=True)
                 continue
         outcome.results.append(results)
     return outcomes

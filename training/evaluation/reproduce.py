@@ -104,7 +104,7 @@ def record(
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "hardware": one.get("hardware") or hardware(),
         "versions": one.get("versions") or versions(),
-        "wall_s": round(sum(run.wall_s() for run in runs), 1),
+        "wall_s": round(sum({run.path: run.wall_s() for run in runs}.values()), 1),
         "seeds": list(dict.fromkeys(run.config.seed for run in runs)),
         "runs": {
             name: record_run(claims, scale, [run for run in runs if run.name == name], outcome)

@@ -1,0 +1,1 @@
+"""Benchmark suites: each file offers `run(repeats) -> list[Measurement]`."""
