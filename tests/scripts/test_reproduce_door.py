@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import stat
 import sys
@@ -168,6 +169,16 @@ def test_fewer_seeds_are_a_trial_and_fresh_makes_runs_again(
     assert reproduce("paper=fake", "fresh=true", launch=launch)[0] == 0
     assert len(launch.made) == 3
     assert len(list((tmp_path / "runs").rglob("*.before-*"))) == 2
+
+
+def test_fresh_leaves_a_live_run_alone(reproduce: Any, experiments: Path) -> None:
+    reproduce("paper=fake")
+    run = one_run(experiments)
+    with open(run.path / "lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, said = reproduce("paper=fake", "fresh=true")
+    assert code == 2 and "is still running" in said
+    assert run.results() is not None
 
 
 def test_dry_run_and_listing(reproduce: Any) -> None:

@@ -66,10 +66,10 @@ class Fields:
 def checked(value: Any, kind: type, where: str) -> Any:
     """`value` as `kind`. Raises UserError; a bool is no number, an int is one."""
     fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or (isinstance(value, bool) and kind is not bool):
+    if not fits or isinstance(value, bool):
         hint = "; put it in quotes" if kind is str else ""
         raise UserError(f"{where} must be {NAMES[kind]}, not {value!r}{hint}")
-    if kind is str and not value.strip():
+    if isinstance(value, str) and not value.strip():
         raise UserError(f"{where} is empty")
     return float(value) if kind is float else value
 

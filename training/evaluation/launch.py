@@ -6,6 +6,7 @@ it. Runs that have finished are not made again; one that was stopped goes on whe
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +194,7 @@ def run_in_subprocess(run: PlannedRun, label: str) -> str | None:
     return why(code, tail)
 
 
-def follow(stream: TextIO, log: TextIO, label: str) -> list[str]:
+def follow(stream: Iterable[str], log: TextIO, label: str) -> list[str]:
     """Copy the output to the log, show the progress line; returns the last lines."""
     progress = Progress()
     tail: deque[str] = deque(maxlen=20)
@@ -251,8 +252,19 @@ def why(code: int, tail: list[str]) -> str:
 
 
 def set_aside(runs: Sequence[PlannedRun]) -> None:
-    """Rename the directories of runs, so that they are made again."""
+    """Rename the directories of runs, so that they are made again.
+
+    Raises UserError, before anything is renamed, if one of them is still running.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    for path in dict.fromkeys(run.path for run in runs):
-        if path.exists():
-            path.rename(path.with_name(f"{path.name}.before-{stamp}"))
+    paths = [path for path in dict.fromkeys(run.path for run in runs) if path.exists()]
+    for path in paths:
+        with open(path / "lock", "a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"fresh=true: the run {path} is still running; wait for it or stop it"
+                ) from None
+    for path in paths:
+        path.rename(path.with_name(f"{path.name}.before-{stamp}"))

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.claims import EXPERIMENTS, PaperClaims
+from training.evaluation.claims import EXPERIMENTS, ROOT, PaperClaims
 from training.evaluation.claims_file import load_claims, one_of
 from training.evaluation.launch import (
     Launch,
@@ -136,7 +136,8 @@ def record_run(
 def is_dirty(environments: Sequence[Mapping[str, Any]], file: Path) -> bool:
     """Whether code, configuration or claims differ from the commit, now or when a run was made."""
     pattern = re.compile(rf"^diff --git a/({'|'.join(CODE)})/", re.MULTILINE)
-    return bool(git("status", "--porcelain", "--", *CODE, str(file))) or any(
+    paths = [*CODE, str(file)] if file.is_relative_to(ROOT) else CODE
+    return bool(git("status", "--porcelain", "--", *paths)) or any(
         pattern.search(env.get("dirty_diff", "")) for env in environments
     )
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from training.config import did_you_mean
 from training.errors import UserError
+from training.evaluation import statistics
 from training.evaluation.claims import Claim, Criterion, Direction, PaperClaims, Ref
 
 Results = dict[str, Any]
@@ -103,20 +104,16 @@ def measure(criterion: Criterion, outcomes: Outcomes, where: str) -> list[float]
     Every run of a paper uses the first of the same seeds, so pairs exist up to the shorter one.
     """
     values = read(criterion.metric, outcomes, where)
-    if criterion.minus is None:
-        return values
-    if isinstance(criterion.minus, float):
-        return [value - criterion.minus for value in values]
-    other = read(criterion.minus, outcomes, where)
-    return [a - b for a, b in zip(values, other, strict=False)]
+    if isinstance(criterion.minus, Ref):
+        other = read(criterion.minus, outcomes, where)
+        return [a - b for a, b in zip(values, other, strict=False)]
+    constant = criterion.minus or 0.0
+    return [value - constant for value in values]
 
 
 def summary(values: list[float]) -> tuple[float, Interval | None]:
     """Mean and 95 % interval over seeds; no interval for one seed or values that are not finite."""
-    from training.evaluation.statistics import interval
-
-    mean = math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
-    return mean, interval(values) if len(values) > 1 and math.isfinite(mean) else None
+    return statistics.mean(values), statistics.interval(values)
 
 
 def meets(direction: Direction, value: float, threshold: float) -> bool:

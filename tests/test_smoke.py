@@ -1,0 +1,88 @@
+"""Every experiment at cpu scale: build, two steps, checkpoint, resume, evaluate; in process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import write_corpus
+from training.config import compose, experiments
+from training.errors import RunStopped
+from training.logging import read_rows
+from training.run import run
+from training.run_directory import run_path
+
+# What makes any experiment small; keys that an experiment's groups lack are left out.
+SMOKE = {
+    "model.d_model": "32",
+    "model.num_layers": "2",
+    "model.num_heads": "2",
+    "model.ngram_buckets": "64",
+    "data.seq_len": "32",
+    "data.eval_stride": "32",
+    "data.batch_size": "4",
+    "data.heldout_fraction": "0.3",
+    "recipe.floors": "false",
+    "optim.warmup_steps": "1",
+}
+
+
+def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
+    return [
+        f"experiment={name}",
+        "data=files",
+        write_corpus(tmp_path / "text"),
+        f"runs_dir={tmp_path / 'runs'}",
+        *(f"{key}={value}" for key, value in SMOKE.items()),
+        "loop.steps=4",
+        "loop.log_every=1",
+        "loop.checkpoint_every=2",
+        "report=false",
+    ]
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_experiment_trains_stops_resumes_and_evaluates(name: str, tmp_path: Path) -> None:
+    overrides = smoke_overrides(name, tmp_path)
+    stopped = run(compose([*overrides, "loop.max_units=1", "run=first"]))
+    assert stopped["stopped_by"] == "budget" and stopped["steps"] == 1
+
+    config = compose([*overrides, "run=second"])
+    results = run(config)
+    directory = run_path(config)
+    assert results["steps"] == 4
+    assert json.loads((directory / "results.json").read_text()) == json.loads(json.dumps(results))
+    rows = read_rows(directory / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 4]
+    assert run(config) == json.loads(json.dumps(results)), "a finished run returns its results"
+
+    (directory / "results.json").unlink()  # as if killed between the last save and the results
+    again = run(config)
+    assert again["metrics"] == results["metrics"]
+    assert read_rows(directory / "metrics.jsonl") == rows
+
+
+def test_changed_configuration_is_refused_by_name(tmp_path: Path) -> None:
+    overrides = [*smoke_overrides("quickstart/stdlib", tmp_path), "run=x"]
+    run(compose(overrides))
+    with pytest.raises(Exception, match=r"optim\.lr: .* -> 0\.5") as caught:
+        run(compose([*overrides, "optim.lr=0.5"]))
+    assert "run=<another name>" in str(caught.value)
+
+
+def test_changed_corpus_is_refused_on_resume(tmp_path: Path) -> None:
+    overrides = [*smoke_overrides("quickstart/stdlib", tmp_path), "run=x"]
+    config = compose(overrides)
+    run(config)
+    (run_path(config) / "results.json").unlink()
+    (tmp_path / "text" / "doc00.txt").write_text("something else " * 100)
+    with pytest.raises(Exception, match="data changed since this run began"):
+        run(config)
+
+
+def test_diverging_run_stops_and_names_the_batch(tmp_path: Path) -> None:
+    wild = ["optim=adamw", "optim.lr=1e30", "optim.clip_norm=null", "run=wild"]
+    with pytest.raises(RunStopped, match=r"(loss|grad_norm)=(nan|inf).* batch window \d+ \(.*doc"):
+        run(compose([*smoke_overrides("quickstart/stdlib", tmp_path), *wild]))

@@ -1,0 +1,247 @@
+"""Figures as SVG text: learning curves beside their floors, values per seed beside their mean.
+
+One size, one colour-blind palette (Okabe and Ito, 2008), units on every axis, text kept as text.
+The same input gives the same bytes. No pyplot, so no display, no backend and no global state;
+matplotlib is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from training.evaluation.statistics import interval, mean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 4.8, 3.2  # inches; small enough that 9-point text is readable on a phone
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK, FAINT = "#222222", "#9a9a9a"
+POINTS = 1000  # of a curve
+MARKED = 40  # points up to which each is drawn as one
+LABEL_GAP = 0.052  # of the axes' height, between two labels of floors
+
+NAMES = {
+    "bpb": "bits per byte",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "mfu": "model FLOPs utilisation",
+    "step_s": "time per step (s)",
+    "train_s": "training time (s)",
+}
+UNITS = {"_per_s": " per second", "_gb": " (GB)", "_db": " (dB)", "_ms": " (ms)", "_s": " (s)"}
+
+
+def label(key: str) -> str:
+    """`perf/tokens_per_s` -> 'tokens per second': a metric's name with its unit."""
+    name = key.rpartition("/")[2]
+    if name in NAMES:
+        return NAMES[name]
+    for ending, unit in UNITS.items():
+        if name.endswith(ending):
+            return name.removesuffix(ending).replace("_", " ") + unit
+    return name.replace("_", " ")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve; nan where there is no value. `band` is (low, high) at each x."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+
+
+def curve(rows: Sequence[Mapping[str, Any]], key: str, name: str | None = None) -> Line:
+    """The values of `key` over `step`; null, which stands for not finite, leaves a gap."""
+    points = [(row["step"], row[key]) for row in rows if key in row and "step" in row]
+    stride = -(-len(points) // POINTS)
+    points = points[:: max(stride, 1)] + (points[-1:] if stride > 1 else [])
+    values = [math.nan if y is None else float(y) for _, y in points]
+    return Line(name or key, [x for x, _ in points], values)
+
+
+def mean_curve(name: str, x: Sequence[float], seeds: Sequence[Sequence[float | None]]) -> Line:
+    """Mean over seeds at each x, with its 95 % interval where at least two seeds have a value."""
+    middle, low, high = [], [], []
+    for values in zip(*seeds, strict=True):
+        known = [float(v) for v in values if v is not None]
+        spread = interval(known)
+        middle.append(mean(known) if known else math.nan)
+        low.append(spread[0] if spread else math.nan)
+        high.append(spread[1] if spread else math.nan)
+    return Line(name, x, middle, (low, high) if len(seeds) > 1 else None)
+
+
+def line_chart(
+    lines: Sequence[Line],
+    ylabel: str,
+    xlabel: str = "step",
+    levels: Mapping[str, float] | None = None,
+) -> str:
+    """Curves, with `levels` (floors, ceilings) as horizontal lines labelled at the right."""
+    figure, axes = blank(HEIGHT)
+    for line, colour in zip(lines, palette(len(lines)), strict=True):
+        draw_line(axes, line, colour)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    if wide_range([y for line in lines for y in line.y] + list((levels or {}).values())):
+        axes.set_yscale("log")
+    axes.grid(axis="y", color=FAINT, linewidth=0.4, alpha=0.4)
+    draw_levels(axes, levels or {})
+    if len(lines) > 1:
+        axes.legend(frameon=False, loc="best")
+    return svg(figure, salt=ylabel + "".join(line.label for line in lines))
+
+
+def dot_chart(
+    groups: Mapping[str, Sequence[float]], xlabel: str, marks: Mapping[str, float] | None = None
+) -> str:
+    """One row per group: a point per seed, the mean and its 95 % interval; `marks` are vertical."""
+    figure, axes = blank(0.9 + 0.34 * max(len(groups), 1))
+    draw_dots(axes, groups, xlabel)
+    for number, (name, value) in enumerate((marks or {}).items()):
+        axes.axvline(value, color=INK, linewidth=0.9, linestyle=("--", ":", "-.")[number % 3])
+        axes.plot([], [], color=INK, lw=0.9, ls=("--", ":", "-.")[number % 3], label=name)
+    if marks:
+        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(marks))
+    return svg(figure, salt=xlabel + "".join(groups))
+
+
+def dot_charts(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """A `dot_chart` per metric, one below the other, in one file."""
+    height = sum(0.7 + 0.34 * max(len(groups), 1) for groups in panels.values())
+    figure, axes = blank(height, rows=len(panels))
+    for panel, (key, groups) in zip(axes, panels.items(), strict=True):
+        draw_dots(panel, groups, label(key))
+    return svg(figure, salt="".join(panels))
+
+
+def draw_line(axes: Axes, line: Line, colour: str) -> None:
+    shown = [y for y in line.y if math.isfinite(y)]
+    marker = "o" if len(shown) <= MARKED else None
+    axes.plot(line.x, line.y, color=colour, label=line.label, marker=marker, markersize=3.5)
+    if line.band is not None:
+        axes.fill_between(line.x, *line.band, color=colour, alpha=0.2, linewidth=0)
+
+
+def draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    """Horizontal lines whose labels, outside of the axes, keep clear of each other."""
+    levels = {name: value for name, value in levels.items() if math.isfinite(value)}
+    for value in levels.values():
+        axes.axhline(value, color=FAINT, linewidth=0.8)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)  # the lines have widened it; from here on it is fixed
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = {name: to_axes.transform((0, value))[1] for name, value in levels.items()}
+    for name, height in spread_out(heights, LABEL_GAP).items():
+        axes.annotate(
+            name,
+            xy=(1, heights[name]),
+            xytext=(1.05, height),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            verticalalignment="center",
+            fontsize=7.5,
+            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkB": 0},
+        )
+
+
+def draw_dots(axes: Axes, groups: Mapping[str, Sequence[float]], xlabel: str) -> None:
+    """Rows from top to bottom in the order of `groups`."""
+    for row, values in enumerate(groups.values()):
+        known = [value for value in values if math.isfinite(value)]
+        axes.plot(known, [row] * len(known), "o", color=COLOURS[0], alpha=0.55, markersize=4.5)
+        if spread := interval(known):
+            axes.plot(spread, [row, row], color=COLOURS[1], linewidth=1.6)
+        if known:
+            axes.plot(mean(known), row, "|", color=COLOURS[1], markersize=11, markeredgewidth=2)
+    axes.set(xlabel=xlabel, ylim=(len(groups) - 0.4, -0.6))
+    axes.set_yticks(range(len(groups)), list(groups))
+    axes.ticklabel_format(axis="x", useOffset=False)
+    axes.grid(axis="x", color=FAINT, linewidth=0.4, alpha=0.4)
+
+
+def spread_out(heights: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Moves heights in [0, 1] apart until neighbours are `gap` apart, each as little as it can."""
+    order = sorted(heights, key=lambda name: heights[name])
+    clusters: list[list[str]] = []
+    for name in order:
+        clusters.append([name])
+        while len(clusters) > 1 and overlapping(clusters[-2], clusters[-1], heights, gap):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    return {
+        name: start + gap * place
+        for cluster in clusters
+        for start in [lowest(cluster, heights, gap)]
+        for place, name in enumerate(cluster)
+    }
+
+
+def overlapping(
+    below: Sequence[str], above: Sequence[str], heights: Mapping[str, float], gap: float
+) -> bool:
+    return lowest(below, heights, gap) + gap * len(below) > lowest(above, heights, gap)
+
+
+def lowest(cluster: Sequence[str], heights: Mapping[str, float], gap: float) -> float:
+    """Where a cluster of evenly spaced labels begins when it is centred on its lines."""
+    centre = sum(heights[name] for name in cluster) / len(cluster)
+    return centre - gap * (len(cluster) - 1) / 2
+
+
+def wide_range(values: Sequence[float]) -> bool:
+    """Whether positive values span more than two decades, so that a log axis shows more."""
+    known = [value for value in values if math.isfinite(value)]
+    return bool(known) and min(known) > 0 and max(known) > 100 * min(known)
+
+
+def palette(count: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def blank(height: float, rows: int = 1) -> tuple[Figure, Any]:
+    """A figure of the one width; its axes, or a list of them for several rows."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots(rows)
+    return figure, axes if rows == 1 else list(axes)
+
+
+def svg(figure: Figure, salt: str) -> str:
+    """The figure as an <svg> element: no date, no metadata, ids derived from `salt`."""
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({**STYLE, "svg.hashsalt": salt}):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # names may hold dollar signs
+    "font.family": ["sans-serif"],
+    "font.size": 9,
+    "lines.linewidth": 1.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.limits": (-4, 6),
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
