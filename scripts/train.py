@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -119,6 +120,11 @@ def main() -> None:
     os.environ.setdefault("AFFERENT_SWEEP", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
     register()
     try:
+        if "launcher=slurm" in arguments and shutil.which("srun") is None:
+            raise UserError(
+                "launcher=slurm needs Slurm, but there is no `srun` on this machine: use "
+                "launcher=submitit_local to try the launch here, or launcher=joblib"
+            )
         launch()
         summarise_sweep()
     except UserError as error:

@@ -27,7 +27,7 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: Any, **attributes: str) -> Html:
+def tag(name: str, /, *children: Any, **attributes: str) -> Html:
     """An element; children that are not Html are escaped, None is left out. `class_` is class."""
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'
@@ -50,11 +50,12 @@ def escape(value: Any) -> str:
 
 def printable(text: str) -> str:
     """Without control and formatting characters, which could steer a terminal or turn text round."""
-    text = text.replace("\r\n", "\n")
+    text = ESCAPE_SEQUENCE.sub("", text.replace("\r\n", "\n"))
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in HIDDEN)
 
 
 HIDDEN = ("Cc", "Cf", "Cs", "Co")
+ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 def shown(value: Any) -> str:
@@ -158,7 +159,7 @@ COLOUR_VARIABLES = {
     FAINT: "--faint",
     **{colour: f"--series-{number}" for number, colour in enumerate(COLOURS)},
 }
-LIGHT = {"--ink": "#1c2024", "--faint": "#8b9198", "--back": "#ffffff", "--raised": "#f5f6f8"}
+LIGHT = {"--ink": "#1c2024", "--faint": "#6a727a", "--back": "#ffffff", "--raised": "#f5f6f8"}
 LIGHT |= {"--line": "#dde1e6", "--good": "#00694d", "--fair": "#8a5a00", "--bad": "#b03a00"}
 LIGHT |= {f"--series-{number}": colour for number, colour in enumerate(COLOURS)}
 DARK = {"--ink": "#e4e7ea", "--faint": "#8b9198", "--back": "#14171a", "--raised": "#1d2125"}
