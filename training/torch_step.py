@@ -53,7 +53,8 @@ def shard(model: nn.Module, blocks: list[nn.Module], scale: ScaleConfig, world: 
         reduce_dtype=torch.float32,
     )
     for module in [*blocks, model]:
-        fully_shard(module, mesh=mesh, mp_policy=policy)
+        # Also the root: what is left gathered after an evaluation could not be averaged or saved.
+        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
 def split_parameters(

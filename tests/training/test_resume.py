@@ -30,8 +30,20 @@ KINDS = {
 OVERRIDES = [*TINY, "loop.checkpoint_every=1", "loop.steps=30", "optim.ema_decay=0.9"]
 
 
+def kill_everything_about(text: str) -> None:
+    """SIGKILL every process whose command line holds `text` (torchrun's workers lead own groups)."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if text in words:
+            os.kill(int(entry.name), signal.SIGKILL)
+
+
 def run_with_kills(runs: Path, overrides: list[str], processes: int, extra: dict, seed: int) -> int:
-    """Start, SIGKILL the whole process group at a random moment, again, then let it finish."""
+    """Start, SIGKILL every process of the run at a random moment; twice. Returns the kills."""
+    corpus = next(word for word in overrides if word.startswith("data.paths"))
     rng = random.Random(seed)
     kills = 0
     for _ in range(2):
@@ -39,7 +51,6 @@ def run_with_kills(runs: Path, overrides: list[str], processes: int, extra: dict
             train_command(*overrides, processes=processes),
             env=environment(runs, **extra),
             cwd=Path(__file__).parents[2],
-            start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -49,7 +60,7 @@ def run_with_kills(runs: Path, overrides: list[str], processes: int, extra: dict
             time.sleep(0.005)
         time.sleep(rng.uniform(0.0, 0.3))
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_everything_about(corpus)
             kills += 1
         process.wait()
     return kills

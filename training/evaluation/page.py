@@ -186,7 +186,7 @@ code,pre,td.number{{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monos
 code{{overflow-wrap:anywhere}}
 pre{{background:var(--raised);border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;
  margin:.6rem 0;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere;max-height:32rem}}
-.tiles{{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}}
+.tiles{{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:.6rem;margin:1rem 0}}
 .tile{{background:var(--raised);border:1px solid var(--line);border-radius:6px;padding:.55rem .8rem}}
 .tile span{{display:block;font-size:.8rem}}
 .tile strong{{font-size:1.15rem;font-weight:600;font-variant-numeric:tabular-nums}}
@@ -206,7 +206,8 @@ th,td{{padding:.24rem .7rem .24rem 0;border-bottom:1px solid var(--line);vertica
 .facts td:first-child{{white-space:nowrap;width:1%;padding-right:1.5rem}}
 .facts td{{overflow-wrap:anywhere}}
 .ranking td{{white-space:nowrap}}
-.ranking td:nth-child(2){{width:45%}}
+.ranking td:nth-child(2){{width:40%}}
+.numeral{{text-align:right}}
 .ranking mark{{background:none;color:var(--series-0);font-weight:700}}
 .bar{{display:block;height:.62rem;margin-top:.42rem;border-radius:2px;background:var(--faint);opacity:.5}}
 .bar.own{{background:var(--series-0);opacity:1}}

@@ -7,9 +7,10 @@ matplotlib is imported where it is used.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 4.8, 3.2  # inches; small enough that 9-point text is readable on a phone
+WIDTH, HEIGHT, TALL = 4.8, 3.2, 4.4  # inches; small, so that 9-point text is readable on a phone
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT = "#222222", "#9a9a9a"
 POINTS = 1000  # of a curve
 MARKED = 40  # points up to which each is drawn as one
-LABEL_GAP = 0.052  # of the axes' height, between two labels of floors
+LABEL_GAP = 0.04  # of the axes' height, between two labels of floors
 
 NAMES = {
     "bpb": "bits per byte",
@@ -79,27 +80,54 @@ def mean_curve(name: str, x: Sequence[float], seeds: Sequence[Sequence[float | N
     return Line(name, x, middle, (low, high) if len(seeds) > 1 else None)
 
 
+def styled(draw: Callable[..., str]) -> Callable[..., str]:
+    """Draw with the style of this file, whatever matplotlib is set to elsewhere."""
+
+    @functools.wraps(draw)
+    def inside(*arguments: Any, **options: Any) -> str:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return draw(*arguments, **options)
+
+    return inside
+
+
+@styled
 def line_chart(
     lines: Sequence[Line],
     ylabel: str,
     xlabel: str = "step",
     levels: Mapping[str, float] | None = None,
+    from_zero: bool = False,
 ) -> str:
-    """Curves, with `levels` (floors, ceilings) as horizontal lines labelled at the right."""
-    figure, axes = blank(HEIGHT)
+    """Curves, with `levels` (floors, ceilings) as horizontal lines labelled at the right.
+
+    With levels the frame is theirs and the second half of the curves': how high a curve began
+    would flatten what is compared. `from_zero` begins the axis at zero.
+    """
+    levels = {name: value for name, value in (levels or {}).items() if math.isfinite(value)}
+    figure, axes = blank(TALL if levels else HEIGHT)
     for line, colour in zip(lines, palette(len(lines)), strict=True):
         draw_line(axes, line, colour)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.ticklabel_format(axis="y", useOffset=False)
-    if wide_range([y for line in lines for y in line.y] + list((levels or {}).values())):
-        axes.set_yscale("log")
-    axes.grid(axis="y", color=FAINT, linewidth=0.4, alpha=0.4)
-    draw_levels(axes, levels or {})
+    if levels:
+        later = [y for line in lines for y in line.y[len(line.y) // 2 :] if math.isfinite(y)]
+        frame(axes, [*levels.values(), *later])
+        draw_levels(axes, levels)
+    else:
+        axes.grid(axis="y", color=FAINT, linewidth=0.4, alpha=0.4)
+        if wide_range([y for line in lines for y in line.y]):
+            axes.set_yscale("log")
+        elif from_zero:
+            axes.set_ylim(bottom=0)
     if len(lines) > 1:
         axes.legend(frameon=False, loc="best")
     return svg(figure, salt=ylabel + "".join(line.label for line in lines))
 
 
+@styled
 def dot_chart(
     groups: Mapping[str, Sequence[float]], xlabel: str, marks: Mapping[str, float] | None = None
 ) -> str:
@@ -114,6 +142,7 @@ def dot_chart(
     return svg(figure, salt=xlabel + "".join(groups))
 
 
+@styled
 def dot_charts(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """A `dot_chart` per metric, one below the other, in one file."""
     height = sum(0.7 + 0.34 * max(len(groups), 1) for groups in panels.values())
@@ -131,13 +160,16 @@ def draw_line(axes: Axes, line: Line, colour: str) -> None:
         axes.fill_between(line.x, *line.band, color=colour, alpha=0.2, linewidth=0)
 
 
+def frame(axes: Axes, values: Sequence[float]) -> None:
+    """Limits of the y axis, from which label positions can be computed."""
+    margin = 0.06 * (max(values) - min(values)) or 0.06 * abs(values[0]) or 1.0
+    axes.set_ylim(min(values) - margin, max(values) + margin)
+
+
 def draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
     """Horizontal lines whose labels, outside of the axes, keep clear of each other."""
-    levels = {name: value for name, value in levels.items() if math.isfinite(value)}
     for value in levels.values():
-        axes.axhline(value, color=FAINT, linewidth=0.8)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high)  # the lines have widened it; from here on it is fixed
+        axes.axhline(value, color=FAINT, linewidth=0.8, zorder=1)
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = {name: to_axes.transform((0, value))[1] for name, value in levels.items()}
     for name, height in spread_out(heights, LABEL_GAP).items():
@@ -192,8 +224,9 @@ def overlapping(
 
 def lowest(cluster: Sequence[str], heights: Mapping[str, float], gap: float) -> float:
     """Where a cluster of evenly spaced labels begins when it is centred on its lines."""
+    size = gap * (len(cluster) - 1)
     centre = sum(heights[name] for name in cluster) / len(cluster)
-    return centre - gap * (len(cluster) - 1) / 2
+    return max(0.0, min(centre - size / 2, 1.0 - size))
 
 
 def wide_range(values: Sequence[float]) -> bool:
@@ -208,12 +241,10 @@ def palette(count: int) -> list[str]:
 
 def blank(height: float, rows: int = 1) -> tuple[Figure, Any]:
     """A figure of the one width; its axes, or a list of them for several rows."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots(rows)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows)
     return figure, axes if rows == 1 else list(axes)
 
 
@@ -223,7 +254,7 @@ def svg(figure: Figure, salt: str) -> str:
 
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with rc_context({**STYLE, "svg.hashsalt": salt}):
+    with rc_context({"svg.hashsalt": salt}):
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     return text[text.index("<svg") :]

@@ -237,13 +237,14 @@ def notice(run: RunFiles) -> Html | None:
         return tag("p", f"Ended early: stopped by its {run.results['stopped_by']}.", class_="notice")
     step = run.status.get("step", run.rows[-1]["step"] if run.rows else 0)
     steps = run.config.get("loop", {}).get("steps")
-    said = [f"Not finished: what there is after step {step:,}{f' of {steps:,}' if steps else ''}."]
+    said = [f"Not finished: this is what there is after step {step:,}"]
+    said[0] += f" of {steps:,}." if steps else "."
     if message := run.status.get("message"):
-        said.append(f"It said: {message}")
+        said.append(f"It ended with: {message.rstrip('.')}.")
     if beat := run.status.get("heartbeat"):
         moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(beat))
         said.append(f"Last sign of life: {moment}.")
-    return tag("p", " ".join(said), " The same command resumes it.", class_="notice")
+    return tag("p", " ".join(said), class_="notice")
 
 
 def tiles(run: RunFiles) -> Html | None:
@@ -279,7 +280,7 @@ def floors(run: RunFiles) -> Html | None:
         bar = tag("span", class_=f"bar{' own' * (name == OWN)}", style=f"width:{value / worst:.1%}")
         difference = "" if name == OWN else f"{value - own:+.3f}"
         written = tag("mark", name) if name == OWN else name
-        rows.append((written, bar, f"{value:.3f}", difference))
+        rows.append((written, bar, numeral(f"{value:.3f}"), numeral(difference)))
     prefixes = {key: any(name.startswith(key) for name, _ in ranked) for key in FLOOR_NOTES}
     notes = [f"{key.rstrip('/')}: {FLOOR_NOTES[key]}" for key, there in prefixes.items() if there]
     return page.section(
@@ -287,11 +288,16 @@ def floors(run: RunFiles) -> Html | None:
         tag(
             "div",
             page.chart(floors_chart(run), "the lines are the floors, on the same held-out data"),
-            page.table(["", "", unit, "to the model"], rows, "ranking"),
+            page.table(["", "", numeral(unit), numeral("to the model")], rows, "ranking"),
             class_="grid",
         ),
         page.folded("What the floors are", *(tag("p", note) for note in notes)),
     )
+
+
+def numeral(text: str) -> Html:
+    """Right-aligned."""
+    return tag("div", text, class_="numeral")
 
 
 def floors_chart(run: RunFiles) -> str:
@@ -311,6 +317,8 @@ def curves(run: RunFiles) -> Html | None:
     rows = run.rows + run.perf
     charts, constant = [], []
     for name, keys in grouped(rows).items():
+        if keys == [FLOORS_METRIC] and ranking(run.results):
+            continue  # it has been drawn among its floors
         lines = [plots.curve(rows, key) for key in keys]
         if all(len(line.x) < 2 for line in lines):
             continue
@@ -318,7 +326,9 @@ def curves(run: RunFiles) -> Html | None:
             constant += [f"{line.label} = {shown(line.y[0])}" for line in lines]
             continue
         caption = join_codes(keys)
-        charts.append(page.chart(plots.line_chart(lines, plots.label(name)), caption))
+        zero = keys[0].startswith("perf/")  # noise should look as small as it is
+        drawn = plots.line_chart(lines, plots.label(name), from_zero=zero)
+        charts.append(page.chart(drawn, caption))
     if not charts:
         return None
     still = tag("p", f"Constant: {', '.join(constant)}.", class_="quiet") if constant else None
