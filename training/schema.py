@@ -252,6 +252,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "recipe": {"language_model": LanguageModelConfig},
     "model": {"transformer": TransformerConfig},
     "data": {"stdlib": StdlibConfig, "files": FilesConfig, "hub": HubConfig},
+    "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
 }
 
 
