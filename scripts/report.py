@@ -1,4 +1,4 @@
-"""`afferent report <run | sweep | paper>`: writes the page of what is there and says where it is."""
+"""`afferent report <run | sweep | paper>`: writes its page and says where it is."""
 
 from __future__ import annotations
 

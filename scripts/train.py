@@ -115,7 +115,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    sys.argv[1:] = arguments
+    # Flags may stand anywhere; argparse wants them before the overrides.
+    sys.argv[1:] = sorted(arguments, key=lambda word: word not in ("-m", "--multirun"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises; the sentences below are ours
     os.environ.setdefault("AFFERENT_SWEEP", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
     register()

@@ -101,7 +101,7 @@ class WandbSink:
         self.run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
     def close(self) -> None:
-        self.run.finish(quiet=True)
+        self.run.finish()
 
 
 def has_wandb_key() -> bool:

@@ -18,22 +18,25 @@ SWEEP = [*TINY, "loop.steps=2", "-m", "seed=0,1", "optim.lr=1e-3,1e-2"]
 
 FAKE_SRUN = """#!/usr/bin/env bash
 # Runs its command here, as the one task of a job.
-while [[ "$1" == --* ]]; do shift; done
+while [[ "$1" == --* ]]; do
+  case "$1" in --output | --error) shift ;; esac
+  shift
+done
 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 exec "$@"
 """
 FAKE_SBATCH = """#!/usr/bin/env bash
-# "Submits" by running every task of the array here, before it returns.
+# "Queues" every task of the array: runs them here, in the background, one after the other.
 script=${@: -1}
 last=$(grep -oP '(?<=--array=0-)[0-9]+' "$script" || echo 0)
 for task in $(seq 0 "$last"); do
   SLURM_JOB_ID=77 SLURM_ARRAY_JOB_ID=77 SLURM_ARRAY_TASK_ID=$task SLURM_JOB_NODELIST=here \\
-    bash "$script" >> "$script.log" 2>&1
-done
+    bash "$script"
+done > "$script.log" 2>&1 &
 echo "Submitted batch job 77"
 """
 FAKE_SACCT = """#!/usr/bin/env bash
 echo "JobID|State|NodeList"
-for task in 0 1 2 3; do echo "77_$task|COMPLETED|here"; done
+for task in 0 1 2 3; do echo "77_$task|RUNNING|here"; done
 """
 FAKE_SCONTROL = """#!/usr/bin/env bash
 [ "$1" = show ] && echo here
@@ -76,7 +79,7 @@ def test_slurm_sweep_through_a_fake_srun(tmp_path: Path) -> None:
         tmp_path / "runs", *SWEEP, corpus, "launcher=slurm", PATH=path, FAKE_LOG="/dev/null"
     )
     check_sweep(tmp_path / "runs", done)
-    (script,) = (tmp_path / "runs").rglob("submission_file*.sh")
+    (script,) = (tmp_path / "runs").rglob("77_submission.sh")
     text = script.read_text()
     for directive in ("--gpus-per-node=1", "--time=720", "--signal=USR2@120"):
         assert directive in text, text

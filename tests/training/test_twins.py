@@ -44,7 +44,7 @@ def test_twins_take_the_same_steps_from_the_same_weights(optim: str, tmp_path: P
         ours, twins = torch_recipe.step(batch), jax_recipe.step(batch)
         for key in ("train/loss", "opt/grad_norm", "opt/lr"):
             # Muon's iteration runs in bfloat16 in torch, in float32 in optax.
-            tolerance = 1e-5 if optim == "adamw" or step == 0 else 3e-3
+            tolerance = 1e-5 if optim == "adamw" or step == 0 else 1e-2
             assert float(twins[key]) == pytest.approx(float(ours[key]), rel=tolerance), (key, step)
     ours, twins = torch_recipe.evaluate(final=True), jax_recipe.evaluate(final=True)
     assert twins["eval/bpb"] == pytest.approx(ours["eval/bpb"], rel=1e-4)

@@ -49,7 +49,7 @@ def escape(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Without control and formatting characters, which could steer a terminal or turn text round."""
+    """Without control and formatting characters, which could steer a terminal or reorder text."""
     text = ESCAPE_SEQUENCE.sub("", text.replace("\r\n", "\n"))
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in HIDDEN)
 
@@ -115,7 +115,7 @@ def folded(title: str, *parts: Any) -> Html:
 
 def chart(svg: str, caption: Any = None) -> Html:
     """An SVG of `plots`, inline, its colours those of the page."""
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # the same in every figure; ids must be unique
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 role="img">', svg, count=1)
     for colour, variable in COLOUR_VARIABLES.items():
@@ -149,8 +149,18 @@ def document(title: str, parts: Iterable[Any]) -> str:
         tag("title", title),
         tag("style", Html(CSS)),
     )
-    body = tag("body", tag("main", *parts))
+    body = Html(unique_ids(tag("body", tag("main", *parts))))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def unique_ids(text: str) -> str:
+    """Inline figures may define the same markers and clips: give those of each a prefix."""
+    parts = text.split("<svg ")  # text that is not ours has no `<` left
+    for number, part in enumerate(parts[1:], start=1):
+        figure, end, rest = part.partition("</svg>")
+        figure = re.sub(r'( id="|href="#|url\(#)', rf"\1f{number}-", figure)
+        parts[number] = figure + end + rest
+    return "<svg ".join(parts)
 
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -178,7 +188,8 @@ body{{margin:0;background:var(--back);color:var(--ink);
  font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}}
 main{{max-width:68rem;margin:0 auto;padding:1.5rem 1rem 4rem}}
 h1{{font-size:1.6rem;line-height:1.2;margin:0 0 .3rem;overflow-wrap:anywhere}}
-h2{{font-size:1.15rem;margin:2.4rem 0 .7rem;padding-bottom:.3rem;border-bottom:1px solid var(--line)}}
+h2{{font-size:1.15rem;margin:2.4rem 0 .7rem;padding-bottom:.3rem;
+ border-bottom:1px solid var(--line)}}
 h3{{font-size:1rem;margin:0 0 .4rem}}
 p{{margin:.4rem 0;max-width:46rem}}
 .quiet,figcaption,th,.tile span{{color:var(--faint)}}
@@ -186,14 +197,16 @@ code,pre,td.number{{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monos
 code{{overflow-wrap:anywhere}}
 pre{{background:var(--raised);border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;
  margin:.6rem 0;overflow-x:auto;white-space:pre-wrap;overflow-wrap:anywhere;max-height:32rem}}
-.tiles{{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:.6rem;margin:1rem 0}}
-.tile{{background:var(--raised);border:1px solid var(--line);border-radius:6px;padding:.55rem .8rem}}
+.tiles{{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));
+ gap:.6rem;margin:1rem 0}}
+.tile{{background:var(--raised);border:1px solid var(--line);border-radius:6px;
+ padding:.55rem .8rem}}
 .tile span{{display:block;font-size:.8rem}}
 .tile strong{{font-size:1.15rem;font-weight:600;font-variant-numeric:tabular-nums}}
 .headline{{border-color:var(--series-0);border-width:2px}}
 .headline strong{{font-size:1.9rem;line-height:1.2}}
-.grid{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr));gap:1rem 1.5rem;
- align-items:start}}
+.grid{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,27rem),1fr));
+ gap:1rem 1.5rem;align-items:start}}
 figure{{margin:0;min-width:0}}
 figure svg{{width:100%;height:auto;display:block;overflow:visible}}
 svg text{{font-family:inherit!important}}
@@ -214,9 +227,11 @@ th,td{{padding:.24rem .7rem .24rem 0;border-bottom:1px solid var(--line);vertica
 .badge{{display:inline-block;border:1px solid;border-radius:1rem;padding:0 .7rem;font-size:.82rem;
  font-weight:600;white-space:nowrap;color:var(--faint)}}
 .badge.good{{color:var(--good)}}.badge.fair{{color:var(--fair)}}.badge.bad{{color:var(--bad)}}
-.notice{{border-left:4px solid var(--fair);background:var(--raised);padding:.5rem .9rem;max-width:none}}
+.notice{{border-left:4px solid var(--fair);background:var(--raised);padding:.5rem .9rem;
+ max-width:none}}
 .claim{{border:1px solid var(--line);border-radius:8px;padding:1rem;margin:0 0 1rem}}
-.claim header{{display:flex;gap:.8rem;justify-content:space-between;align-items:baseline;flex-wrap:wrap}}
+.claim header{{display:flex;gap:.8rem;justify-content:space-between;align-items:baseline;
+ flex-wrap:wrap}}
 details{{margin:.6rem 0}}summary{{cursor:pointer;color:var(--faint)}}
 @media print{{details{{display:block}}pre{{max-height:none}}}}
 """

@@ -7,6 +7,7 @@ shown is what was recorded.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,7 @@ from training.evaluation import page, plots
 from training.evaluation.claims import PaperClaims
 from training.evaluation.claims_file import load_claims
 from training.evaluation.page import Html, shown, tag
-from training.evaluation.tables import (
-    explained,
-    formula,
-    limit,
-    number,
-    read_results,
-    spread,
-)
+from training.evaluation.tables import explained, formula, limit, number, read_results, spread
 from training.logging import clock
 
 VERDICTS = {"reproduced": "good", "direction only": "fair", "not reproduced": "bad"}
@@ -63,14 +57,18 @@ def scale_section(claims: PaperClaims, results: Record) -> Html:
     pictures = page.pictures(folder, f"{results['scale']}_*")
     return page.section(
         f"Scale {results['scale']}",
-        tag("p", f"Judged on {results['date']}. Intervals are 95 % (Student t over seeds).")
-        if results.get("date")
-        else None,
+        tag("p", f"{verdicts(results)}. Intervals are 95 % (Student t over seeds)."),
         *(claim_card(record) for record in results["claims"]),
         tag("div", *pictures, class_="grid") if pictures else None,
         curves(results),
         provenance(results),
     )
+
+
+def verdicts(results: Record) -> str:
+    """`3 reproduced, 1 direction only`."""
+    counts = Counter(record["verdict"] for record in results["claims"])
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "No claims"
 
 
 def claim_card(record: Record) -> Html:
@@ -99,14 +97,14 @@ def numbers(record: Record) -> Html:
     if published:
         said = f"{number(published['value'])} {published['unit']} ({published['source']})"
         rows.append(("published", said))
-    rows.append(("measure", tag("code", formula(record))))
+    rows.append(("metric", tag("code", formula(record))))
     if record.get("values"):
         rows.append(("measured", tag("strong", spread(record))))
     if record.get("threshold") is not None:
         rows.append(("must be", limit(record)))
-    for kind in ("measured", "floors", "ceilings"):
-        for name, value in (record.get(kind) or {}).items():
-            rows.append((kind.removesuffix("s"), page.join([tag("code", name), " ", shown(value)])))
+    for kind, key in (("part", "measured"), ("floor", "floors"), ("ceiling", "ceilings")):
+        for name, value in (record.get(key) or {}).items():
+            rows.append((kind, page.join([tag("code", name), " ", shown(value)])))
     return page.table([], rows, "facts")
 
 

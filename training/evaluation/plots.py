@@ -107,7 +107,7 @@ def line_chart(
     would flatten what is compared. `from_zero` begins the axis at zero.
     """
     levels = {name: value for name, value in (levels or {}).items() if math.isfinite(value)}
-    figure, axes = blank(TALL if levels else HEIGHT)
+    figure, (axes,) = blank(TALL if levels else HEIGHT)
     for line, colour in zip(lines, palette(len(lines)), strict=True):
         draw_line(axes, line, colour)
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -124,7 +124,7 @@ def line_chart(
             axes.set_ylim(bottom=0)
     if len(lines) > 1:
         axes.legend(frameon=False, loc="best")
-    return svg(figure, salt=ylabel + "".join(line.label for line in lines))
+    return svg(figure)
 
 
 @styled
@@ -132,14 +132,14 @@ def dot_chart(
     groups: Mapping[str, Sequence[float]], xlabel: str, marks: Mapping[str, float] | None = None
 ) -> str:
     """One row per group: a point per seed, the mean and its 95 % interval; `marks` are vertical."""
-    figure, axes = blank(0.9 + 0.34 * max(len(groups), 1))
+    figure, (axes,) = blank(0.9 + 0.34 * max(len(groups), 1))
     draw_dots(axes, groups, xlabel)
     for number, (name, value) in enumerate((marks or {}).items()):
         axes.axvline(value, color=INK, linewidth=0.9, linestyle=("--", ":", "-.")[number % 3])
         axes.plot([], [], color=INK, lw=0.9, ls=("--", ":", "-.")[number % 3], label=name)
     if marks:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(marks))
-    return svg(figure, salt=xlabel + "".join(groups))
+    return svg(figure)
 
 
 @styled
@@ -149,7 +149,7 @@ def dot_charts(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     figure, axes = blank(height, rows=len(panels))
     for panel, (key, groups) in zip(axes, panels.items(), strict=True):
         draw_dots(panel, groups, label(key))
-    return svg(figure, salt="".join(panels))
+    return svg(figure)
 
 
 def draw_line(axes: Axes, line: Line, colour: str) -> None:
@@ -239,29 +239,26 @@ def palette(count: int) -> list[str]:
     return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
-def blank(height: float, rows: int = 1) -> tuple[Figure, Any]:
-    """A figure of the one width; its axes, or a list of them for several rows."""
+def blank(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of the one width, and its axes from top to bottom."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.subplots(rows)
-    return figure, axes if rows == 1 else list(axes)
+    return figure, list(figure.subplots(rows, squeeze=False)[:, 0])
 
 
-def svg(figure: Figure, salt: str) -> str:
-    """The figure as an <svg> element: no date, no metadata, ids derived from `salt`."""
-    from matplotlib import rc_context
-
+def svg(figure: Figure) -> str:
+    """The figure as an <svg> element: no date, no metadata, ids that follow from its content."""
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with rc_context({"svg.hashsalt": salt}):
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     return text[text.index("<svg") :]
 
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "afferent",
     "text.parse_math": False,  # names may hold dollar signs
     "font.family": ["sans-serif"],
     "font.size": 9,

@@ -1,7 +1,7 @@
 """The table and the plot at the end of a sweep: one row per combination, seeds taken together.
 
-    <sweep>/run_0000.json   which overrides, which run directory: written when the run began
-    <sweep>/summary.json    values per seed, mean, interval      summary.md, summary.svg
+<sweep>/run_0000.json   which overrides, which run directory: written when the run began
+<sweep>/summary.json    values per seed, mean, interval      summary.md, summary.svg
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from training.evaluation.report import headline, read_json
 from training.evaluation.statistics import interval, mean
 from training.files import write_atomic, write_json
 
+Combination = tuple[str, ...]
+
 
 @dataclass(frozen=True)
 class SweepRun:
     """One run of a sweep and how far it is: `finished`, another status, or `not run`."""
 
-    combination: tuple[str, ...]
+    combination: Combination
     seed: str | None
     path: Path
     status: str
@@ -46,21 +48,22 @@ class SweepRun:
         return cls(combination, seeds[-1] if seeds else None, path, status, metrics)
 
 
+Groups = Mapping[Combination, Sequence[SweepRun]]
+
+
 def write_sweep_summary(directory: Path) -> str:
     """Write summary.json, summary.md and summary.svg; returns the table, its path as last line.
 
     A run that has not finished is in no mean; it is listed with its status.
     """
     runs = [SweepRun.read(note) for note in sorted(directory.glob("run_*.json"))]
-    groups: dict[tuple[str, ...], list[SweepRun]] = {}
-    for run in runs:
-        groups.setdefault(run.combination, []).append(run)
+    groups = grouped(runs)
     metrics = headline_metrics(runs)
     write_json(directory / "summary.json", record(groups, metrics))
     text = summary_text(groups, metrics)
     write_atomic(directory / "summary.md", text + "\n")
     panels = {
-        metric: {named(combination): values(group, metric) for combination, group in groups.items()}
+        metric: {name: values(groups[key], metric) for key, name in names(groups).items()}
         for metric in metrics
     }
     if panels:
@@ -71,7 +74,7 @@ def write_sweep_summary(directory: Path) -> str:
 def headline_metrics(runs: Sequence[SweepRun]) -> list[str]:
     """Evaluated metrics, the headline first, without counts that are the same in every run."""
     found = dict.fromkeys(key for run in runs for key in run.metrics)
-    varying = [key for key in found if len({run.metrics.get(key) for run in runs}) > 1]
+    varying = [key for key in found if len(set(values(runs, key))) > 1]
     several = sum(run.status == "finished" for run in runs) > 1
     kept = varying if several and varying else list(found)
     first = headline(dict.fromkeys(kept))
@@ -83,13 +86,30 @@ def values(group: Sequence[SweepRun], metric: str) -> list[float]:
     return [run.metrics[metric] for run in group if metric in run.metrics]
 
 
-def named(combination: Sequence[str]) -> str:
-    return " ".join(combination) or "(no overrides)"
+def grouped(runs: Sequence[SweepRun]) -> dict[Combination, list[SweepRun]]:
+    """Runs that differ in nothing but their seed, together."""
+    groups: dict[Combination, list[SweepRun]] = {}
+    for run in runs:
+        groups.setdefault(run.combination, []).append(run)
+    return groups
 
 
-def record(
-    groups: Mapping[tuple[str, ...], Sequence[SweepRun]], metrics: Sequence[str]
-) -> dict[str, Any]:
+def shared(groups: Groups) -> list[str]:
+    """Overrides that every one of several combinations has."""
+    first, *others = groups or [()]
+    return [o for o in first if others and all(o in combination for combination in others)]
+
+
+def names(groups: Groups) -> dict[Combination, str]:
+    """What to call each combination: its overrides that not all of them share."""
+    common = shared(groups)
+    return {
+        combination: " ".join(o for o in combination if o not in common) or "(no overrides)"
+        for combination in groups
+    }
+
+
+def record(groups: Groups, metrics: Sequence[str]) -> dict[str, Any]:
     """What summary.json holds; a value that is not finite is null."""
     return {
         "metrics": list(metrics),
@@ -116,21 +136,21 @@ def statistics(found: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def summary_text(
-    groups: Mapping[tuple[str, ...], Sequence[SweepRun]], metrics: Sequence[str]
-) -> str:
+def summary_text(groups: Groups, metrics: Sequence[str]) -> str:
     """The table, and below it the runs that have not finished."""
-    rows = []
+    rows, called = [], names(groups)
     for combination, group in groups.items():
         finished = sum(run.status == "finished" for run in group)
         seeds = str(finished) if finished == len(group) else f"{finished} of {len(group)}"
-        rows.append([named(combination), seeds, *(cell(values(group, m)) for m in metrics)])
+        rows.append([called[combination], seeds, *(cell(values(group, m)) for m in metrics)])
     lines = [markdown(["combination", "seeds", *metrics], rows), ""]
     lines.append("Mean over seeds [95 % interval, Student t].")
+    if common := shared(groups):
+        lines.append(f"In every combination: {' '.join(common)}.")
     missing = [run for group in groups.values() for run in group if run.status != "finished"]
     for run in missing:
         seed = f" seed={run.seed}" if run.seed is not None else ""
-        lines.append(f"- {run.status}: {named(run.combination)}{seed} ({run.path})")
+        lines.append(f"- {run.status}: {called[run.combination]}{seed} ({run.path})")
     return "\n".join(lines)
 
 
