@@ -100,7 +100,7 @@ def parse(words: list[str]) -> dict[str, str]:
 def save(suite: str, measurements: list[Measurement]) -> Path:
     """Write the measurements and where they come from below the runs directory."""
     from training.files import write_json
-    from training.run_directory import provenance
+    from training.provenance import provenance
 
     path = Path(os.environ.get("AFFERENT_RUNS", "runs")) / "bench" / f"{suite}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

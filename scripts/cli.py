@@ -12,7 +12,7 @@ COMMANDS = {
     "bench": "measure speed, as ratios in one run",
 }
 
-HELP = """afferent: executable claims about models that keep learning and models of the world they act in
+HELP = """afferent: executable claims about models that keep learning and models of the world
 
 usage: afferent <command> [...]
 

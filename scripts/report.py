@@ -57,8 +57,10 @@ def report(name: str, experiments_root: Path) -> str:
         return str(write_run_report(below[0]))
     if below:
         raise UserError(f"{name} has {len(below)} runs, name one: {listed(below)}")
-    known = [*papers(experiments_root), *(shortened(p) for p in run_directories(runs_root()))]
-    near = did_you_mean(name, known)
+    runs = [Path(shortened(path)) for path in run_directories(runs_root())]
+    folders = {str(folder) for path in runs for folder in list(path.parents)[:-1]}
+    known = [*papers(experiments_root), *sorted(folders), *map(str, runs)]
+    near = did_you_mean(name, list(dict.fromkeys(known)))
     raise UserError(f"there is no run or paper `{name}`.{near} {existing(experiments_root)}")
 
 

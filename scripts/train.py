@@ -26,7 +26,7 @@ from training.errors import UserError
 from training.run_directory import run_path
 from training.schema import TrainConfig, register
 
-HELP = """afferent train experiment=<paper>/<name> [group=option ...] [key=value ...] [--dry-run] [-m]
+HELP = """afferent train experiment=<paper>/<name> [group=option ...] [key=value ...] [flags]
 
 Runs one experiment; the same command again resumes it, or shows its results.
 
@@ -36,7 +36,7 @@ experiments:
 groups: {groups}
 flags:
   --dry-run            print the resolved configuration, parameters, FLOPs, memory; train nothing
-  -m, --multirun       one run per combination of comma-separated values: seed=0,1,2 optim.lr=1e-3,3e-3
+  -m, --multirun       one run per combination of values: seed=0,1,2 optim.lr=1e-3,3e-3
   --cfg job            print the composed configuration
   --info defaults-tree show which file sets what
 Every key with its meaning: training/schema.py

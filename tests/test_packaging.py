@@ -52,7 +52,8 @@ def test_transformers_still_imports_beside_our_kernels() -> None:
 def test_runs_from_a_clone_without_installation(tmp_path: Path) -> None:
     """As on a machine without network: `python -m scripts.train` from the root of a clone."""
     code = (
-        "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "import sys\n"
+        "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         "import runpy; sys.argv = ['train', '--help']\n"
         "runpy.run_module('scripts.train', run_name='__main__')"
     )

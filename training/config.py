@@ -54,7 +54,7 @@ def did_you_mean(given: str, known: Sequence[str]) -> str:
 
 
 def unknown_keys(node: Any, path: str = "") -> Iterator[tuple[str, type]]:
-    """Keys that no dataclass knows: what `+optim.lrr=1` would silently add. Yields (path, owner)."""
+    """Keys no dataclass knows, as (path, owner): what `+optim.lrr=1` would silently add."""
     owner = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
     if owner is None or not dataclasses.is_dataclass(owner):
         return
@@ -69,7 +69,7 @@ def unknown_keys(node: Any, path: str = "") -> Iterator[tuple[str, type]]:
 
 def unknown_key_message(path: str, owner: Any) -> str:
     """Names the unknown key, the nearest known ones and all there are."""
-    parent, _, key = path.rpartition(".")
+    parent = path.rpartition(".")[0]
     prefix = f"{parent}." if parent else ""
     known = [prefix + item.name for item in dataclasses.fields(owner)]
     where = f"`{parent}`" if parent else "the configuration"

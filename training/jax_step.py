@@ -1,5 +1,5 @@
-"""What every jax recipe does around its loss: sharding, precision, accumulation, clipping, schedule,
-optimisers, weight averaging, jit, and the state of all that. `torch_step.py` does the same in torch.
+"""What every jax recipe does around its loss: jit, sharding, precision, accumulation, clipping,
+schedule, optimisers, weight averaging, and the state of all that. Its torch twin: `torch_step.py`.
 
 A recipe builds one `JaxStep` around its nnx model and calls `update(batch)` in its step.
 """
@@ -26,7 +26,7 @@ Loss = Callable[[Any, Batch], jax.Array]
 
 
 def device_mesh(scale: ScaleConfig) -> Mesh:
-    """All devices (or the first `scale.devices`) in one axis, over which data and state are split."""
+    """All devices (or the first `scale.devices`) in one axis; data and state are split over it."""
     devices = jax.devices()[: scale.devices]
     # Auto axes: the compiler places collectives; explicit ones would need them in every model.
     return jax.make_mesh((len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,))
@@ -61,7 +61,7 @@ def replace_leaves(tree: Any, named: Mapping[str, Any]) -> Any:
 def build_optimiser(
     config: OptimConfig, steps: int, in_block: Callable[[str], bool]
 ) -> optax.GradientTransformation:
-    """AdamW for everything, or Muon for the matrices that `in_block` names and AdamW for the rest."""
+    """AdamW for everything, or Muon for the matrices `in_block` names and AdamW for the rest."""
     relative = jnp.asarray(lr_table(config, steps))
 
     def rate(peak: float) -> Callable[[Any], jax.Array]:
@@ -145,7 +145,7 @@ class JaxStep:
     def pure_step(
         self, loss: Loss, params: Any, state: Any, ema: Any, count: jax.Array, batch: Batch
     ) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
-        """(params, optimiser state, averages, step, batch [parts, b, ...]) -> the next ones, metrics."""
+        """Parameters, optimiser state, averages, step, batch [parts, b, ...] -> the next ones."""
 
         def of_part(total: Any, part: Batch) -> tuple[Any, None]:
             value, grads = jax.value_and_grad(lambda p: loss(self.merge(p), part))(params)

@@ -76,7 +76,7 @@ class JsonlFile:
 
 
 class WandbSink:
-    """wandb, offline unless asked; the run's identifier is its directory, so a resume continues it."""
+    """wandb, offline unless asked; the identifier comes from the run, so a resume continues it."""
 
     def __init__(self, config: LoggerConfig, directory: Path, name: str, run_id: str) -> None:
         if config.wandb == WandbMode.online and not has_wandb_key():

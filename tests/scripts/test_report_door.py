@@ -87,6 +87,7 @@ def test_a_sweep(
     [
         (["fakee"], "Did you mean fake?"),
         (["quickstart/stdlib/c"], "Did you mean quickstart/stdlib/"),
+        (["quickstrt"], "Did you mean quickstart"),
         (["quickstart/stdlib"], "has 2 runs, name one: quickstart/stdlib/"),
         ([], "Papers: fake"),
         (["a", "b"], "name one run"),

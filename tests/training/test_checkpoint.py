@@ -98,7 +98,7 @@ def test_failed_save_says_what_is_left_and_loses_nothing(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.TorchArrays, "save", no_space)
-    with pytest.raises(RunStopped, match="No space left.*step 1 is intact"):
+    with pytest.raises(RunStopped, match=r"No space left.*step 1 is intact"):
         checkpoints.save(2, Toy(2.0), {})
     assert checkpoints.newest() == 1
 

@@ -1,4 +1,4 @@
-"""Sinks: files by default; wandb and tensorboard by configuration, offline, in the run directory."""
+"""Sinks: files by default; wandb and tensorboard by configuration, offline, in the run."""
 
 from __future__ import annotations
 

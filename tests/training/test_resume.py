@@ -31,7 +31,7 @@ OVERRIDES = [*TINY, "loop.checkpoint_every=1", "loop.steps=30", "optim.ema_decay
 
 
 def kill_everything_about(text: str) -> None:
-    """SIGKILL every process whose command line holds `text` (torchrun's workers lead own groups)."""
+    """SIGKILL every process with `text` in its command line (workers lead groups of their own)."""
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().decode(errors="replace")

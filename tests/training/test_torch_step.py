@@ -49,7 +49,7 @@ def test_accumulation_changes_nothing_but_rounding(optimiser: Optimiser, parts: 
 
 def test_accumulation_that_does_not_divide_is_refused() -> None:
     net = model()
-    with pytest.raises(UserError, match="optim.accumulate=3 does not divide the 8 rows"):
+    with pytest.raises(UserError, match=r"optim\.accumulate=3 does not divide the 8 rows"):
         trainer(net, accumulate=3).update(batch(), loss_of(net))
 
 

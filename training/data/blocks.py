@@ -8,10 +8,8 @@ file lock, so that several processes share the work and a killed one leaves noth
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from training.data.corpus import DataError
+from training.files import write_atomic
 
 HELDOUT = -1
 DOCUMENTS_PER_READ = 128
@@ -60,7 +59,7 @@ class BlockStream:
 
     Args:
         documents: the stream.
-        encode: (number of the first text, texts) -> token ids of each, without separators.
+        encode: texts -> token ids of each, without separators.
         folder: where the records live; one folder per stream, tokenizer and block size.
         block_tokens: tokens per block, separators included.
         heldout_documents: documents at the start that are kept out of the blocks.
@@ -71,7 +70,7 @@ class BlockStream:
     def __init__(
         self,
         documents: DocumentStream,
-        encode: Callable[[int, list[str]], list[np.ndarray]],
+        encode: Callable[[list[str]], list[np.ndarray]],
         folder: Path,
         *,
         block_tokens: int,
@@ -174,7 +173,7 @@ class BlockStream:
         while size < self._block_tokens and not ended:
             texts = list(islice(self._texts, DOCUMENTS_PER_READ))
             ended = len(texts) < DOCUMENTS_PER_READ
-            for tokens in self._encode(documents, texts):
+            for tokens in self._encode(texts):
                 parts.append(np.concatenate([[self._separator], tokens]).astype(self._dtype))
                 size += len(parts[-1])
             documents += len(texts)
@@ -232,20 +231,6 @@ class BlockStream:
                 f"remove {self._folder} to start over, and pin data.revision"
             )
         facts = {"index": index, "sha256": digest, **facts}
-        write_atomically(payload_path, payload)
-        write_atomically(sidecar_path, json.dumps(facts).encode())
+        write_atomic(payload_path, payload)
+        write_atomic(sidecar_path, json.dumps(facts).encode())
         return np.frombuffer(payload, np.uint8), facts
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, sync, rename: readers see all of it or nothing."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()

@@ -36,7 +36,7 @@ class CorpusConfig(DataConfig):
     document_mask: bool = False
     "Hand out segment ids, so that attention can stay inside a document."
     shuffle_bytes: bool = False
-    "Negative control: permute the tokens of each document, so that only their counts survive."
+    "Negative control: permute the tokens of the corpus (in memory), so that only counts survive."
     tokenizer: str | None = None
     "null for bytes; else a tokenizer.json, a directory that holds one, or a name on the hub."
 

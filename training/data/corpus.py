@@ -79,8 +79,8 @@ def pack(
         encode: bytes to token ids below `vocab_size`.
         separator: the id that starts every document.
         vocab_size: number of token ids, the separator included.
-        shuffle: permute the tokens inside each document (a negative control; the permutation
-            depends on the document's name alone).
+        shuffle: permute the tokens of the whole corpus, separators excepted: a negative control
+            that keeps how often each token occurs and nothing else.
 
     Raises:
         DataError: if a document is not UTF-8 and `encode` needs text.
@@ -91,16 +91,18 @@ def pack(
     parts, names, lengths, num_bytes = [], [], [], 0
     for name, content in documents:
         tokens = encode_document(name, content, encode).astype(dtype)
-        if shuffle:
-            tokens = shuffled(tokens, name)
         parts += [start, tokens]
         names.append(name)
         lengths.append(1 + len(tokens))
         num_bytes += len(content)
         for field in (name.encode(), content):
             digest.update(len(field).to_bytes(8, "little") + field)
+    packed = np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
+    if shuffle:
+        content = packed != separator
+        packed[content] = numpy_rng(0, "data/shuffle_bytes").permutation(packed[content])
     return Corpus(
-        tokens=np.concatenate(parts) if parts else np.empty(0, dtype=dtype),
+        tokens=packed,
         offsets=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
         names=tuple(names),
         vocab_size=vocab_size,
@@ -121,11 +123,6 @@ def encode_document(
             f"{name} is not UTF-8 at byte {error.start}, and a tokenizer needs text: convert the "
             "file, leave it out of data.paths, or train on bytes (data.tokenizer=null)"
         ) from error
-
-
-def shuffled(tokens: np.ndarray, name: str) -> np.ndarray:
-    """The tokens of one document in a random order that depends on its name alone."""
-    return numpy_rng(name_hash(name), "data/shuffle_bytes").permutation(tokens)
 
 
 def segment_ids(tokens: np.ndarray, separator: int) -> Int32[np.ndarray, "b t"]:

@@ -19,7 +19,7 @@ from jaxtyping import Int32, Int64
 
 from training.data.blocks import BlockStream, DocumentStream
 from training.data.config import HubConfig
-from training.data.corpus import DataError, Document, shuffled, token_dtype
+from training.data.corpus import DataError, Document, token_dtype
 from training.data.order import permute
 from training.data.tokenizer import Tokenizer
 from training.seeding import stream_seed
@@ -206,16 +206,14 @@ def open_hub(
     Raises:
         DataError: if nothing is cached and the hub cannot be reached.
     """
-
-    def encode(first: int, texts: list[str]) -> list[np.ndarray]:
-        encoded = tokenizer.encode_batch(texts)
-        if not config.shuffle_bytes:
-            return encoded
-        return [shuffled(ids, _name(config, first + i)) for i, ids in enumerate(encoded)]
-
+    if config.shuffle_bytes:
+        raise DataError(
+            "data.shuffle_bytes=true permutes a corpus in memory, a hub data set is streamed: use "
+            "data=stdlib or data=files"
+        )
     stream = BlockStream(
         documents or HubDocuments(config),
-        encode,
+        tokenizer.encode_batch,
         _folder(config, tokenizer),
         block_tokens=config.block_tokens,
         heldout_documents=config.heldout_documents,
@@ -243,7 +241,7 @@ def _folder(config: HubConfig, tokenizer: Tokenizer) -> Path:
     from omegaconf import OmegaConf
 
     keys = ["dataset", "subset", "split", "revision", "text_field", "block_tokens"]
-    keys += ["heldout_documents", "shuffle_bytes"]
+    keys += ["heldout_documents"]
     facts = {key: getattr(config, key) for key in keys}
     facts |= {"tokenizer": tokenizer.identity, "format": FORMAT}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def fill_vocabulary(model: TransformerConfig, data: LanguageData) -> TransformerConfig:
-    """The model's configuration with the data's vocabulary where it names none. Raises UserError."""
+    """The model's configuration, with the data's vocabulary where it names none."""
     if model.vocab_size is not None and model.vocab_size < data.vocab_size:
         raise UserError(
             f"model.vocab_size={model.vocab_size} is smaller than the data's {data.vocab_size}: "

@@ -34,7 +34,8 @@ from training.evaluation.verdicts import RunOutcome, judge_all
 from training.files import write_atomic
 from training.logging import Row, read_rows
 from training.profiling import hardware
-from training.run_directory import digest, git, plain, versions
+from training.provenance import git, versions
+from training.run_directory import digest, plain
 from training.schema import identity
 
 MAX_BYTES = 200_000  # of a results file

@@ -22,8 +22,8 @@ from models.language.transformer import Transformer, num_parameters
 from training.data.config import CorpusConfig
 from training.data.language import LanguageData
 from training.distributed import Processes
-from training.evaluation.floors import language_floors
 from training.estimate import Estimate, state_memory, torch_activations
+from training.evaluation.floors import language_floors
 from training.evaluation.language import (
     bits_per_byte,
     config_without_data,

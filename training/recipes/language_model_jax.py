@@ -23,8 +23,8 @@ from training.data.config import CorpusConfig
 from training.data.language import LanguageData
 from training.distributed import Processes
 from training.errors import UserError
-from training.evaluation.floors import language_floors
 from training.estimate import Estimate, jax_activations, state_memory
+from training.evaluation.floors import language_floors
 from training.evaluation.language import (
     bits_per_byte,
     config_without_data,
