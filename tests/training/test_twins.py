@@ -48,7 +48,6 @@ def test_twins_take_the_same_steps_from_the_same_weights(optim: str, tmp_path: P
             assert float(twins[key]) == pytest.approx(float(ours[key]), rel=tolerance), (key, step)
     ours, twins = torch_recipe.evaluate(final=True), jax_recipe.evaluate(final=True)
     assert twins["eval/bpb"] == pytest.approx(ours["eval/bpb"], rel=1e-4)
-    assert twins["eval/tokens"] == ours["eval/tokens"]
 
 
 def test_several_devices_and_processes_train_like_one(tmp_path: Path) -> None:

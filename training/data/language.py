@@ -173,6 +173,12 @@ class LanguageData:
         ids = self._windows.order(0, steps * self.config.batch_size, self._seed)
         return self._windows.chunks(np.unique(ids))
 
+    @property
+    def num_heldout_windows(self) -> int:
+        """Windows that `heldout_batches` covers the held-out part with."""
+        stride = self.config.eval_stride or self.config.seq_len
+        return 1 + max(0, -(-(len(self.heldout.tokens) - 1 - self.config.seq_len) // stride))
+
     def heldout_batches(self, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
         """Windows that together score every held-out token but the separators exactly once.
 
@@ -186,7 +192,7 @@ class LanguageData:
         seq_len = self.config.seq_len
         stride = self.config.eval_stride or seq_len
         tokens = self.heldout.tokens.astype(np.int32)
-        num_windows = 1 + max(0, -(-(len(tokens) - 1 - seq_len) // stride))
+        num_windows = self.num_heldout_windows
         padded = np.full((num_windows - 1) * stride + seq_len + 1, self.separator, dtype=np.int32)
         padded[: len(tokens)] = tokens
         for first in range(0, num_windows, batch_size):

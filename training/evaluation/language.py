@@ -47,11 +47,13 @@ def heldout_batches(
     """This process's `rows` windows of each held-out batch: {"tokens": [b, t+1], "weight": [b, t]}.
 
     The last batch is padded with windows of zero weight, so every process gets as many batches.
-    `limit` bounds the windows of all processes to about `limit * rows`.
+    A `limit` takes about that many of them, evenly spaced over the held-out text.
     """
     mine = slice(processes.rank * rows, (processes.rank + 1) * rows)
-    most = None if limit is None else -(-limit // processes.world)
-    for batch in islice(data.heldout_batches(rows * processes.world), most):
+    together = rows * processes.world
+    count = -(-data.num_heldout_windows // together)
+    every = 1 if limit is None else -(-count // limit)
+    for batch in islice(data.heldout_batches(together), 0, None, every):
         yield {key: value[mine] for key, value in batch.items()}
 
 
@@ -68,5 +70,4 @@ def bits_per_byte(
     return {
         "eval/loss": loss,
         "eval/bpb": loss / math.log(2) * heldout_tokens / data.heldout_bytes,
-        "eval/tokens": tokens,
     }
