@@ -28,6 +28,51 @@ from training.seeding import torch_generator
 LAYERS, WIDTH, HEADS, TIME, BATCH, VOCAB = 4, 128, 4, 256, 16, 257
 
 
+class SameLayersBlock(nn.Module):
+    """Our block's layers, written the usual way with torch's own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        hidden = 336
+        self.norm1, self.norm2 = nn.RMSNorm(WIDTH, 1e-6), nn.RMSNorm(WIDTH, 1e-6)
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(WIDTH, hidden, bias=False) for _ in range(2))
+        self.down = nn.Linear(hidden, WIDTH, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        y = self.norm1(x)
+        heads = [f(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in (self.q, self.k, self.v)]
+        q, k = (h * cos + rotate_half(h) * sin for h in heads[:2])
+        mixed = F.scaled_dot_product_attention(q, k, heads[2], is_causal=True)
+        x = x + self.o(mixed.transpose(1, 2).flatten(-2))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+class SameLayers(nn.Module):
+    """The decoder's layers from torch's own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCAB, WIDTH)
+        self.blocks = nn.ModuleList(SameLayersBlock() for _ in range(LAYERS))
+        self.norm = nn.RMSNorm(WIDTH, 1e-6)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        half = WIDTH // HEADS // 2
+        frequency = 10000.0 ** -(torch.arange(half) / half)
+        angle = torch.outer(torch.arange(tokens.shape[1]).float(), frequency).repeat(1, 2)
+        x, cos, sin = self.embed(tokens), angle.cos(), angle.sin()
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        return F.linear(self.norm(x), self.embed.weight)
+
+
 class PlainBlock(nn.Module):
     """A GPT-2 block of torch's own modules: LayerNorm, fused qkv, SDPA, GELU."""
 
@@ -73,13 +118,13 @@ def training_step(model: nn.Module) -> Any:
     return step
 
 
-def step_against_plain_gpt(repeats: int) -> Measurement:
-    """Our decoder at the quickstart's width against the plain one."""
+def step_against(peer: nn.Module, name: str, limit: float, repeats: int) -> Measurement:
+    """Our decoder at the quickstart's width against `peer` at the same width and depth."""
     config = TransformerConfig(vocab_size=VOCAB, d_model=WIDTH, num_layers=LAYERS, num_heads=HEADS)
-    ours, plain = Transformer(config, torch_generator(0, "init")), PlainGPT()
-    sizes = f"{num_parameters(ours):,} and {num_parameters(plain):,} parameters"
-    seconds, peer = interleaved(training_step(ours), training_step(plain), repeats)
-    return Measurement("torch training step", f"nanoGPT-style model ({sizes})", seconds, peer, 1.0)
+    ours = Transformer(config, torch_generator(0, "init"))
+    sizes = f"{num_parameters(ours):,} and {num_parameters(peer):,} parameters"
+    seconds, peer_seconds = interleaved(training_step(ours), training_step(peer), repeats)
+    return Measurement("torch training step", f"{name} ({sizes})", seconds, peer_seconds, limit)
 
 
 class Sleeper:
@@ -160,7 +205,8 @@ def run(repeats: int) -> list[Measurement]:
     compose(["experiment=quickstart/stdlib"])
     first = time.perf_counter() - began
     return [
-        step_against_plain_gpt(repeats),
+        step_against(SameLayers(), "the same layers from torch's own modules", 1.0, repeats),
+        step_against(PlainGPT(), "GPT-2's layers from torch's own modules", 1.15, repeats),
         loop_against_bare_steps(repeats),
         Measurement("afferent --help", "2 seconds", help_s, 2.0, 1.0),
         Measurement("composing a configuration", "half a second", first, 0.5, 1.0),
