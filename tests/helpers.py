@@ -20,6 +20,7 @@ TINY = [
     "model.num_heads=2",
     "model.ngram_buckets=64",
     "data.seq_len=32",
+    "data.eval_stride=null",
     "data.batch_size=8",
     "data.heldout_fraction=0.3",
     "recipe.floors=false",

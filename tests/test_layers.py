@@ -79,9 +79,19 @@ def test_files_can_be_read_in_one_sitting() -> None:
 
 
 def test_the_core_stays_small() -> None:
-    core = "run run_directory loop meter schema checkpoint seeding data/order logging distributed"
-    total = sum(lines(ROOT / "training" / f"{name}.py") for name in core.split())
-    assert total <= 1700, f"the core has {total} lines"
+    core = [
+        "run",
+        "loop",
+        "schema",
+        "checkpoint",
+        "seeding",
+        "data/order",
+        "logging",
+        "distributed",
+    ]
+    around = ["run_directory", "meter"]
+    assert sum(lines(ROOT / "training" / f"{name}.py") for name in core) <= 1500
+    assert sum(lines(ROOT / "training" / f"{name}.py") for name in core + around) <= 1750
 
 
 def lines(file: Path) -> int:
