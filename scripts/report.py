@@ -11,7 +11,8 @@ from training.config import did_you_mean
 from training.errors import UserError
 from training.evaluation.claims import EXPERIMENTS
 from training.evaluation.claims_file import papers
-from training.evaluation.report import is_run, write_paper_report, write_run_report
+from training.evaluation.report import write_paper_report, write_run_report
+from training.evaluation.run_files import is_run
 from training.evaluation.sweep import write_sweep_summary
 
 HELP = """afferent report <run | sweep | paper>

@@ -219,8 +219,8 @@ def progress_line(
     parts = [f"step {step}/{steps}"]
     parts += [
         f"{key.rpartition('/')[2]} {metrics[key]:.4g}"
-        for key in metrics
-        if key in ("train/loss", "train/return", "opt/lr", "opt/grad_norm")
+        for key in ("train/loss", "train/return", "opt/grad_norm", "opt/lr")
+        if key in metrics
     ]
     if rate := perf.get(f"perf/{unit}_per_s"):
         parts.append(f"{human(rate)} {unit}/s")

@@ -13,58 +13,19 @@ import signal
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from types import FrameType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from training.checkpoint import Checkpoints
 from training.distributed import Processes
 from training.errors import RunStopped
 from training.logging import Logger, progress_line
-from training.meter import Meter
+from training.meter import LoopState, Meter
 from training.profiling import trace
+from training.protocols import Data, Recipe
 from training.run_directory import RunDirectory
 from training.schema import LoopConfig
-
-
-class Data(Protocol):
-    """Where batches come from: a function of the step alone, at any number of processes."""
-
-    def batch(self, step: int) -> Any:
-        """This process's part of batch `step`."""
-
-    def ids(self, step: int) -> list[str]:
-        """Names of what batch `step` holds, for messages."""
-
-
-class Recipe(Protocol):
-    """What is trained, towards what, how: everything the loop needs to know of a paper."""
-
-    framework: str  # "torch" or "jax": how its state is saved
-    unit: str  # what experience is counted in: "tokens", "frames", "env_steps"
-    units_per_step: int  # of all processes together
-    flops_per_step: float  # of all processes together; 0 where unknown
-
-    def step(self, batch: Any) -> Mapping[str, Any]:
-        """One training step; scalars by name (`train/loss`), which may still be on the device
-        (they are fetched later: no views of what the next step changes)."""
-
-    def evaluate(self, final: bool = False) -> Mapping[str, float]:
-        """The metrics of the held-out protocol (`eval/...`); `final` covers all of it."""
-
-    def state_dict(self) -> Mapping[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@dataclass
-class LoopState:
-    """What the loop itself needs to go on: saved with every checkpoint."""
-
-    step: int = 0
-    units: int = 0
-    elapsed_s: float = 0.0
-    rows: int = 0
-    window: list[dict[str, float]] = field(default_factory=list)
 
 
 @dataclass

@@ -5,12 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 from training.profiling import device_name, peak_flops, peak_memory_gb
+from training.protocols import Recipe
 
-if TYPE_CHECKING:
-    from training.loop import LoopState, Recipe
+
+@dataclass
+class LoopState:
+    """What the loop itself needs to go on: saved with every checkpoint."""
+
+    step: int = 0
+    units: int = 0
+    elapsed_s: float = 0.0
+    rows: int = 0
+    window: list[dict[str, float]] = field(default_factory=list)
 
 
 class Meter:

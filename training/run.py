@@ -13,6 +13,7 @@ from typing import Any
 from training.distributed import Processes, initialise, shut_down
 from training.logging import Logger
 from training.loop import fit
+from training.protocols import Recipe
 from training.run_directory import RunDirectory, digest, plain, run_path
 from training.schema import TrainConfig, identity
 from training.seeding import seed_global_generators
@@ -21,8 +22,8 @@ from training.seeding import seed_global_generators
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train and evaluate, or continue, or return what this configuration's finished run recorded.
 
-    `recipe.name` is the stem of a file in training/recipes/ that offers FRAMEWORK,
-    `build_data(config, processes)` and `build(config, data, processes, device)`.
+    `recipe.name` is the stem of a file in training/recipes/ that offers FRAMEWORK ("torch" or
+    "jax"), `build(config, processes, device)` and `estimate(config)`.
 
     Raises UserError for what the user can mend, RunStopped for a run that ended early.
     """
@@ -33,9 +34,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     try:
         with RunDirectory(config, processes.is_main) as directory:
             seed_global_generators(config.seed)
-            data = module.build_data(config, processes)
-            recipe = module.build(config, data, processes, device)
-            return train(config, recipe, data, directory, processes)
+            recipe = module.build(config, processes, device)
+            return train(config, recipe, directory, processes)
     finally:
         shut_down(processes)
 
@@ -57,15 +57,15 @@ def finished(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def train(
-    config: TrainConfig, recipe: Any, data: Any, directory: RunDirectory, processes: Processes
+    config: TrainConfig, recipe: Recipe, directory: RunDirectory, processes: Processes
 ) -> dict[str, Any]:
     """Fit, evaluate, record."""
-    directory.bind("data", data.content_hash)
+    directory.bind("data", recipe.data.content_hash)
     name = f"{config.experiment or 'unnamed'}/{directory.path.name}"
     logger = Logger(config.logger, directory.path, name, digest(name)[:16], processes.is_main)
     directory.status("running", step=0)
     try:
-        outcome = fit(recipe, data, config.loop, directory, logger, processes)
+        outcome = fit(recipe, recipe.data, config.loop, directory, logger, processes)
     finally:
         logger.close()
     recipe.export(directory.path)

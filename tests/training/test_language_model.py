@@ -19,8 +19,7 @@ from training.recipes import language_model
 
 def build(tmp_path: Path, *more: str) -> language_model.LanguageModel:
     config = compose([*TINY, write_corpus(tmp_path / "text"), *more])
-    data = language_model.build_data(config, Processes())
-    return language_model.build(config, data, Processes(), torch.device("cpu"))
+    return language_model.build(config, Processes(), torch.device("cpu"))
 
 
 def losses(recipe: language_model.LanguageModel, steps: int = 4) -> list[float]:

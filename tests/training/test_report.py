@@ -15,11 +15,11 @@ import pytest
 from training.errors import UserError
 from training.evaluation import page, plots
 from training.evaluation.report import (
-    ranking,
     run_summary,
     write_paper_report,
     write_run_report,
 )
+from training.evaluation.run_files import ranking
 
 VOID = {"meta", "img"}
 EVIL = '<script>alert("x")</script> & \x1b[31mred\x1b[0m \x07 \u202e <svg onload=x>'

@@ -18,13 +18,13 @@ pytestmark = pytest.mark.slow
 def build(recipe: str, corpus: str, *more: str):
     config = compose([*TINY, corpus, f"recipe={recipe}", *more])
     module = recipe_module(config)
-    data = module.build_data(config, Processes())
     device = None
     if recipe == "language_model":
         import torch
 
         device = torch.device("cpu")
-    return module.build(config, data, Processes(), device), data
+    recipe = module.build(config, Processes(), device)
+    return recipe, recipe.data
 
 
 @pytest.mark.parametrize("optim", ["adamw", "muon"])

@@ -19,6 +19,8 @@ from training.data.config import CorpusConfig, DataConfig, FilesConfig, HubConfi
 from training.data.corpus import Corpus, DataError, pack, segment_ids, split
 from training.data.order import rank_slice, visit
 from training.data.tokenizer import Tokenizer, build_tokenizer
+from training.distributed import Processes
+from training.schema import TrainConfig
 
 
 class Windows(Protocol):
@@ -230,6 +232,11 @@ class LanguageData:
         if self.config.document_mask:
             batch["segments"] = segment_ids(batch["tokens"], self.separator)
         return batch
+
+
+def for_run(config: TrainConfig, processes: Processes) -> LanguageData:
+    """The corpus of a run and its order, as this process sees them. Raises DataError."""
+    return build(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
 
 
 def build(config: DataConfig, *, seed: int, rank: int = 0, world: int = 1) -> LanguageData:

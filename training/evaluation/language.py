@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from models.language.config import TransformerConfig
 from training.data.config import CorpusConfig
 from training.distributed import Processes
 from training.errors import UserError
+from training.evaluation.floors import language_floors
 from training.schema import TrainConfig
 
 if TYPE_CHECKING:
@@ -55,6 +56,20 @@ def heldout_batches(
     every = 1 if limit is None else -(-count // limit)
     for batch in islice(data.heldout_batches(together), 0, None, every):
         yield {key: value[mine] for key, value in batch.items()}
+
+
+def language_summary(
+    data: LanguageData, parameters: int, steps: int, floors: bool
+) -> dict[str, Any]:
+    """Sizes, facts about the data and, if asked for, its floors after `steps` steps."""
+    found: dict[str, Any] = {
+        "parameters": parameters,
+        "uniform_bpb": math.log2(data.vocab_size),
+        "data": data.describe(),
+    }
+    if floors:
+        found["floors"] = language_floors(data, steps)
+    return found
 
 
 def bits_per_byte(

@@ -13,7 +13,7 @@ from typing import Any
 
 from training.evaluation import page, plots
 from training.evaluation.page import Html, shown, tag
-from training.evaluation.report import (
+from training.evaluation.run_files import (
     FLOORS_LOSS,
     FLOORS_METRIC,
     OWN,

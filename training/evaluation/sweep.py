@@ -14,7 +14,7 @@ from typing import Any
 
 from training.evaluation import plots
 from training.evaluation.page import printable, shown
-from training.evaluation.report import headline, read_json
+from training.evaluation.run_files import headline, read_json
 from training.evaluation.statistics import interval, mean
 from training.files import write_atomic, write_json
 

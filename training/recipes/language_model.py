@@ -8,7 +8,6 @@ in which models with different vocabularies, n-grams and compressors can be comp
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,21 @@ from models.language.config import TransformerConfig, flops_per_token
 from models.language.inference.generation import generate
 from models.language.transformer import Transformer, num_parameters
 from training.data.config import CorpusConfig
-from training.data.language import LanguageData
+from training.data.language import LanguageData, for_run
 from training.distributed import Processes
 from training.estimate import Estimate, state_memory, torch_activations
-from training.evaluation.floors import language_floors
 from training.evaluation.language import (
     bits_per_byte,
     config_without_data,
     fill_vocabulary,
     heldout_batches,
+    language_summary,
 )
 from training.schema import LanguageModelConfig, TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
 
 FRAMEWORK = "torch"
-
-
-def build_data(config: TrainConfig, processes: Processes) -> LanguageData:
-    """The corpus and its order, as this process sees them."""
-    assert isinstance(config.data, CorpusConfig)
-    return LanguageData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
 
 
 class LanguageModel:
@@ -107,13 +100,7 @@ class LanguageModel:
 
     def summary(self) -> dict[str, Any]:
         """What else the finished run reports: sizes, floors, a sample."""
-        found: dict[str, Any] = {
-            "parameters": self.parameters,
-            "uniform_bpb": math.log2(self.data.vocab_size),
-            "data": self.data.describe(),
-        }
-        if self.recipe.floors:
-            found["floors"] = language_floors(self.data, self.trainer.count)
+        found = language_summary(self.data, self.parameters, self.trainer.count, self.recipe.floors)
         if self.recipe.sample_tokens:
             found["sample"] = self.sample()
         return found
@@ -154,11 +141,9 @@ class LanguageModel:
         self.trainer.load_state_dict(state)
 
 
-def build(
-    config: TrainConfig, data: LanguageData, processes: Processes, device: torch.device
-) -> LanguageModel:
-    """The recipe of `config`, its model initialised on `device`."""
-    return LanguageModel(config, data, processes, device)
+def build(config: TrainConfig, processes: Processes, device: torch.device) -> LanguageModel:
+    """The recipe of `config` with its data, its model initialised on `device`."""
+    return LanguageModel(config, for_run(config, processes), processes, device)
 
 
 def estimate(config: TrainConfig) -> Estimate:

@@ -6,7 +6,6 @@ generates no sample: the twin keeps no KV cache.
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,28 +19,22 @@ from flax import nnx
 from models.language.config import TransformerConfig, flops_per_token
 from models.language.transformer_jax import Transformer, num_parameters, to_torch
 from training.data.config import CorpusConfig
-from training.data.language import LanguageData
+from training.data.language import LanguageData, for_run
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate, jax_activations, state_memory
-from training.evaluation.floors import language_floors
 from training.evaluation.language import (
     bits_per_byte,
     config_without_data,
     fill_vocabulary,
     heldout_batches,
+    language_summary,
 )
 from training.jax_step import Batch, JaxStep
 from training.schema import LanguageModelConfig, TrainConfig
 from training.seeding import jax_key
 
 FRAMEWORK = "jax"
-
-
-def build_data(config: TrainConfig, processes: Processes) -> LanguageData:
-    """The corpus and its order, as this process sees them."""
-    assert isinstance(config.data, CorpusConfig)
-    return LanguageData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
 
 
 def token_losses(model: Transformer, batch: Batch) -> jax.Array:
@@ -82,6 +75,11 @@ class LanguageModelJax:
             config.scale,
             config.loop.steps,
         )
+        if config.recipe.eval_batch_size % self.trainer.local_devices:
+            raise UserError(
+                f"recipe.eval_batch_size={config.recipe.eval_batch_size} does not divide over the "
+                f"{self.trainer.local_devices} devices: make it a multiple of them"
+            )
         seq_len = data.config.seq_len
         self.units_per_step = data.config.batch_size * seq_len
         self.flops_per_step = self.units_per_step * flops_per_token(self.model_config, seq_len)
@@ -111,14 +109,7 @@ class LanguageModelJax:
 
     def summary(self) -> dict[str, Any]:
         """What else the finished run reports: sizes, floors."""
-        found: dict[str, Any] = {
-            "parameters": self.parameters,
-            "uniform_bpb": math.log2(self.data.vocab_size),
-            "data": self.data.describe(),
-        }
-        if self.recipe.floors:
-            found["floors"] = language_floors(self.data, self.trainer.count)
-        return found
+        return language_summary(self.data, self.parameters, self.trainer.count, self.recipe.floors)
 
     def export(self, directory: Path) -> None:
         """Write model.safetensors (torch names) and model.json, for exchange."""
@@ -143,11 +134,9 @@ class LanguageModelJax:
         self.trainer.load_state_dict(state)
 
 
-def build(
-    config: TrainConfig, data: LanguageData, processes: Processes, device: None = None
-) -> LanguageModelJax:
-    """The recipe of `config`, its model initialised on the mesh."""
-    return LanguageModelJax(config, data, processes)
+def build(config: TrainConfig, processes: Processes, device: None = None) -> LanguageModelJax:
+    """The recipe of `config` with its data, its model initialised on the mesh."""
+    return LanguageModelJax(config, for_run(config, processes), processes)
 
 
 def estimate(config: TrainConfig) -> Estimate:
