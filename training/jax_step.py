@@ -81,6 +81,7 @@ def build_optimiser(
     if config.name == Optimiser.adamw:
         chosen = adamw()
     else:
+        # Unlike torch's, optax's Nesterov momentum is bias-corrected and its iteration in float32.
         muon = optax.contrib.muon(
             rate(config.muon_lr),
             beta=config.momentum,
