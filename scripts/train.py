@@ -7,6 +7,7 @@ the training step. Sweeps (`-m`, `sweep=...`) end with one table over their runs
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import sys
@@ -57,8 +58,14 @@ def launch(cfg: DictConfig) -> None:
 
 def leave(error: UserError) -> NoReturn:
     """Say it in one sentence and exit."""
-    print(f"afferent: {error}", file=sys.stderr)
+    if is_first_process():
+        print(f"afferent: {error}", file=sys.stderr)
     sys.exit(error.code)
+
+
+def is_first_process() -> bool:
+    """Of those that torchrun or Slurm started; the others say nothing."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def launch_one(cfg: DictConfig, alone: bool) -> None:
@@ -79,7 +86,7 @@ def launch_one(cfg: DictConfig, alone: bool) -> None:
 
 def show(config: TrainConfig, results: dict[str, Any]) -> None:
     """What a person wants to see at the end; the last line is the page's path."""
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not is_first_process():
         return
     from training.evaluation.report import run_summary
 
@@ -98,6 +105,13 @@ def register_in_sweep(config: TrainConfig) -> None:
         "overrides": [o for o in info.overrides.task if not o.startswith("experiment=")],
         "path": str(run_path(config)),
     }
+    for file in directory.glob("run_*.json"):
+        other = json.loads(file.read_text())
+        if other["path"] == note["path"] and other["overrides"] != note["overrides"]:
+            raise UserError(
+                f"{' '.join(other['overrides'])} and {' '.join(note['overrides'])} are the same "
+                "run: what differs changes nothing that is computed, so it cannot be swept"
+            )
     write_json(directory / f"run_{info.job.num:04d}.json", note)
 
 
@@ -126,8 +140,10 @@ def main() -> None:
                 "launcher=slurm needs Slurm, but there is no `srun` on this machine: use "
                 "launcher=submitit_local to try the launch here, or launcher=joblib"
             )
-        launch()
-        summarise_sweep()
+        try:
+            launch()
+        finally:
+            summarise_sweep()
     except UserError as error:
         leave(error)
     except (HydraException, OmegaConfBaseException) as error:

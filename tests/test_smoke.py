@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import write_corpus
 from training.config import compose, experiments
-from training.errors import RunStopped
+from training.errors import RunStopped, UserError
 from training.logging import read_rows
 from training.run import run
 from training.run_directory import run_path
@@ -48,6 +48,8 @@ def test_experiment_trains_stops_resumes_and_evaluates(name: str, tmp_path: Path
     overrides = smoke_overrides(name, tmp_path)
     stopped = run(compose([*overrides, "loop.max_units=1", "run=first"]))
     assert stopped["stopped_by"] == "budget" and stopped["steps"] == 1
+    on = run(compose([*overrides, "run=first"]))
+    assert on["stopped_by"] == "steps", "without the budget the same run goes on"
 
     config = compose([*overrides, "run=second"])
     results = run(config)
@@ -80,6 +82,20 @@ def test_changed_corpus_is_refused_on_resume(tmp_path: Path) -> None:
     (tmp_path / "text" / "doc00.txt").write_text("something else " * 100)
     with pytest.raises(Exception, match="data changed since this run began"):
         run(config)
+
+
+def test_floors_that_cannot_be_counted_are_refused_before_training(tmp_path: Path) -> None:
+    import tokenizers
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "tokenizer.json"))
+    overrides = smoke_overrides("quickstart/stdlib", tmp_path)
+    overrides += ["recipe.floors=true", f"data.tokenizer={tmp_path}/tokenizer.json", "run=x"]
+    config = compose(overrides)
+    with pytest.raises(UserError, match=r"recipe\.floors=true needs a corpus of bytes"):
+        run(config)
+    assert not (run_path(config) / "metrics.jsonl").exists()
 
 
 def test_diverging_run_stops_and_names_the_batch(tmp_path: Path) -> None:

@@ -84,52 +84,66 @@ class Checkpoints:
     def save(self, step: int, recipe: Stateful, loop_state: Tree) -> None:
         """Save `recipe` and the loop's own state. Raises RunStopped if that fails."""
         final, temporary = self.path(step), self.path(step).with_suffix(".tmp")
-        if self.processes.is_main:
-            with writing(self.directory):
-                self.directory.mkdir(parents=True, exist_ok=True)
-                for old in [*self.directory.glob("*.tmp"), *([final] if final.exists() else [])]:
-                    shutil.rmtree(old)
-                temporary.mkdir()
-        self.processes.barrier()
+        self.processes.main_only(lambda: self.begin(temporary))
         state = flatten({"recipe": recipe.state_dict(), "loop": loop_state})
         arrays = {key: value for key, value in state.items() if is_array(value)}
         values = {key: value for key, value in state.items() if not is_array(value)}
         try:
             BACKENDS[recipe.framework].save(temporary / "arrays", arrays)
-            self.processes.barrier()
-            if self.processes.is_main:
-                write_json(temporary / "state.json", values)
-                seal(temporary)
-                os.replace(temporary, final)
-                sync(self.directory)
-                self.forget_old()
-        except (RunStopped, KeyboardInterrupt):
-            raise
         except Exception as error:
-            whole = [s for s in self.steps() if s != step]
-            kept = f"the checkpoint of step {whole[-1]} is intact" if whole else "there is no other"
-            raise RunStopped(
-                f"the checkpoint of step {step} could not be written to {self.directory}: "
-                f"{root_cause(error)}; {kept}. Make room or set runs_dir=<a writable directory>, "
-                "and give the same command again"
-            ) from error
+            raise self.failed(step, error) from error
         self.processes.barrier()
+        self.processes.main_only(lambda: self.complete(step, temporary, final, values))
 
-    def forget_old(self) -> None:
-        """Keep the newest `keep` checkpoints."""
-        for step in self.steps()[: -self.keep]:
-            shutil.rmtree(self.path(step), ignore_errors=True)
+    def begin(self, temporary: Path) -> None:
+        """An empty directory to write into; what an earlier kill left is cleared away."""
+        with writing(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for left in self.directory.glob("*.tmp"):
+                shutil.rmtree(left)
+            temporary.mkdir()
+
+    def complete(self, step: int, temporary: Path, final: Path, values: Tree) -> None:
+        """Seal what every process has written and give it its name."""
+        try:
+            write_json(temporary / "state.json", values)
+            seal(temporary)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+            sync(self.directory)
+        except Exception as error:
+            raise self.failed(step, error) from error
+        for old in [s for s in self.steps() if s != step][: -self.keep + 1 or None]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+
+    def failed(self, step: int, error: Exception) -> RunStopped:
+        """The one sentence for a checkpoint that could not be written."""
+        whole = [s for s in self.steps() if s != step]
+        kept = f"the checkpoint of step {whole[-1]} is intact" if whole else "there is no other"
+        return RunStopped(
+            f"the checkpoint of step {step} could not be written to {self.directory}: "
+            f"{root_cause(error)}; {kept}. Make room or set runs_dir=<a writable directory>, "
+            "and give the same command again"
+        )
 
     def newest(self) -> int | None:
-        """Step of the newest checkpoint whose every file is what was written; warns of others."""
+        """Step of the newest checkpoint whose every file is what was written.
+
+        Others are put aside as step_*.damaged, with a warning.
+        """
         found = None
         if self.processes.is_main:
             for step in reversed(self.steps()):
                 if (damage := verify(self.path(step))) is None:
                     found = step
                     break
+                aside = self.path(step).with_suffix(".damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(self.path(step), aside)
                 warnings.warn(
-                    f"checkpoint {self.path(step)} is damaged ({damage}): using the one before it",
+                    f"checkpoint {self.path(step)} is damaged ({damage}): put aside as "
+                    f"{aside.name}, using the one before it if there is one",
                     stacklevel=2,
                 )
         return self.processes.broadcast(found)

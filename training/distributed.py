@@ -7,10 +7,11 @@ starts any.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from training.errors import UserError
+from training.errors import RunStopped, UserError
 from training.schema import Device, ScaleConfig
 
 if TYPE_CHECKING:
@@ -61,6 +62,21 @@ class Processes:
             shared = multihost_utils.broadcast_one_to_all(padded)
             return json.loads(bytes(np.asarray(shared)).rstrip(b"\0"))
         return value
+
+    def main_only(self, action: Callable[[], None]) -> None:
+        """Run `action` in the main process; its UserError is raised in every process."""
+        failed: UserError | None = None
+        if self.is_main:
+            try:
+                action()
+            except UserError as error:
+                failed = error
+        if self.world > 1:
+            told = self.broadcast([str(failed), failed.code] if failed else None)
+            if told and not self.is_main:
+                raise RunStopped(*told)
+        if failed:
+            raise failed
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise float64 sum over the processes, in every process."""
@@ -149,15 +165,30 @@ def initialise_jax(scale: ScaleConfig) -> Processes:
 
     if scale.device == Device.cpu:
         jax.config.update("jax_platforms", "cpu")
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
-        jax.distributed.initialize()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if scale.threads is not None or scale.deterministic or scale.replicas > 1:
+        raise UserError(
+            "scale.threads, scale.deterministic and scale.replicas are for torch recipes: unset "
+            "them for this jax recipe"
+        )
+    if world > 1 and not jax.distributed.is_initialized():
+        # The environment of torchrun or of scripts/slurm: one process per device.
+        port = int(os.environ["MASTER_PORT"]) + 1  # torchrun listens on MASTER_PORT itself
+        jax.distributed.initialize(
+            f"{os.environ['MASTER_ADDR']}:{port}",
+            num_processes=world,
+            process_id=int(os.environ["RANK"]),
+            local_device_ids=[int(os.environ.get("LOCAL_RANK", "0"))],
+        )
     found = len(jax.devices())
     if scale.device == Device.cuda and jax.default_backend() != "gpu":
         raise UserError(
             "scale.device=cuda, but jax sees no GPU on this machine: use scale=cpu, "
             "or scale.device=cpu to run these sizes on the CPU"
         )
-    if scale.devices is not None and scale.devices > found:
+    if scale.devices is not None and (scale.devices > found or jax.process_count() > 1):
+        if scale.devices == found:
+            return Processes(jax.process_index(), jax.process_count(), "jax")
         raise UserError(
             f"there are more processes than devices: scale.devices={scale.devices}, "
             f"but jax sees {found}; set scale.devices={found} or less"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from training.schema import OptimConfig, Optimiser, Precision, ScaleConfig
+from training.schema import OptimConfig, Optimiser, ScaleConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,9 +46,8 @@ def state_memory(
     return {name: 4 * count // shards for name, count in found.items()}
 
 
-def torch_activations(model: nn.Module, loss: Callable[[], Tensor], scale: ScaleConfig) -> int:
+def torch_activations(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps between forward and backward, by running `loss` on meta."""
-    import torch
     from torch.autograd.graph import saved_tensors_hooks
 
     own = {p.untyped_storage()._cdata for p in model.parameters()}
@@ -62,11 +61,7 @@ def torch_activations(model: nn.Module, loss: Callable[[], Tensor], scale: Scale
             alive.append(tensor)  # or a later tensor could take its place
         return tensor
 
-    half = scale.precision == Precision.bf16
-    with (
-        saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=half),
-    ):
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
         loss()
     return sum(kept.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,22 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2, sort_keys=False, allow_nan=True) + "\n")
+
+
+def replace_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under a temporary name, sync it, rename it. Raises RunStopped."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            write(temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+        except OSError:
+            raise
+        except Exception as error:  # writers in other languages have errors of their own
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

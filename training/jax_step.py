@@ -135,7 +135,15 @@ class JaxStep:
         self.optimiser_state = place(self.mesh, self.optimiser.init(self.params))
         self.ema = jax.tree.map(jnp.copy, self.params) if optim.ema_decay is not None else {}
         self.relative = lr_table(optim, steps)
-        self.compiled = jax.jit(partial(self.pure_step, loss), donate_argnums=(0, 1, 2))
+        self.rows = NamedSharding(self.mesh, PartitionSpec("data"))
+        # What comes out is laid out as what went in, or a resumed run would compile another step.
+        state = (self.params, self.optimiser_state, self.ema)
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        self.compiled = jax.jit(
+            partial(self.pure_step, loss),
+            donate_argnums=(0, 1, 2),
+            out_shardings=(*jax.tree.map(lambda leaf: leaf.sharding, state), whole),
+        )
 
     def merge(self, params: Any) -> Any:
         """The model with these parameters, in the precision of the forward pass."""
@@ -156,7 +164,7 @@ class JaxStep:
         (value, grads), _ = jax.lax.scan(of_part, zero, batch)
         parts = self.optim.accumulate
         value, grads = value / parts, jax.tree.map(lambda g: g / parts, grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, state = self.optimiser.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         if self.optim.ema_decay is not None:

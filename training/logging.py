@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -122,15 +123,19 @@ class TensorboardSink:
             raise UserError(
                 "logger.tensorboard=true needs the package tensorboard: pip install tensorboard"
             ) from error
-        self.writer = SummaryWriter(str(directory / "tensorboard"))
+        self.open = partial(SummaryWriter, str(directory / "tensorboard"))
+        self.writer: Any = None
 
     def write(self, row: Row) -> None:
+        if self.writer is None:  # what a killed run wrote beyond its checkpoint is purged
+            self.writer = self.open(purge_step=row["step"])
         for key, value in row.items():
             if key != "step" and isinstance(value, int | float):
                 self.writer.add_scalar(key, value, row["step"])
 
     def close(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 class Logger:

@@ -85,11 +85,13 @@ def fit(
         tracing = stack.enter_context(ExitStack())
         first_traced, last_traced = config.profile_steps or (-1, -2)
         upcoming: Future | None = None
-        stopped_by = "steps"
+        spent = bool(state.step) and out_of_budget(config, state.units, meter.elapsed())
+        stopped_by = "budget" if processes.any(spent) else "steps"
 
         while state.step < config.steps and stopped_by == "steps":
             batch = upcoming.result() if upcoming else data.batch(state.step)
-            upcoming = pool.submit(data.batch, state.step + 1)  # read ahead while the step runs
+            ahead = state.step + 1  # read ahead while the step runs
+            upcoming = pool.submit(data.batch, ahead) if ahead < config.steps else None
             if state.step == first_traced:
                 tracing.enter_context(trace(recipe.framework, directory.path / "figures"))
             meter.pending.append(recipe.step(batch))
@@ -105,13 +107,17 @@ def fit(
             # Processes agree on stopping only where they meet anyway: a reduction costs a sync.
             meet = processes.world == 1 or due_log
             stop = meet and not last and processes.any(signals.received is not None)
-            over = meet and not last and processes.any(out_of_budget(config, state, meter))
+            over = (
+                meet
+                and not last
+                and processes.any(out_of_budget(config, state.units, meter.elapsed()))
+            )
 
             if due_log or due_eval or due_save or stop or over:
                 meter.collect(state)
                 check_finite(state, data, checkpoints)
-            row, perf = meter.row(state) if due_log or over else ({}, {})
-            if row:
+            row, perf = meter.row(state) if due_log else ({}, {})
+            if row and logger.is_main:
                 line = progress_line(state.step, config.steps, row, perf, recipe.unit)
                 logger.progress.show(line, final=last)
                 directory.heartbeat(state.step)
@@ -174,10 +180,10 @@ def evaluate(recipe: Recipe, meter: Meter, final: bool = False) -> Mapping[str, 
 
 def check_finite(state: LoopState, data: Data, checkpoints: Checkpoints) -> None:
     """Raise RunStopped at the first step whose metrics are not finite, before anything is saved."""
-    for back, metrics in enumerate(reversed(state.window)):
+    for index, metrics in enumerate(state.window):
         bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
         if bad:
-            step = state.step - 1 - back
+            step = state.step - len(state.window) + index
             saved = checkpoints.steps()
             good = f"{checkpoints.path(saved[-1])}" if saved else "none was saved yet"
             raise RunStopped(
@@ -187,7 +193,8 @@ def check_finite(state: LoopState, data: Data, checkpoints: Checkpoints) -> None
             )
 
 
-def out_of_budget(config: LoopConfig, state: LoopState, meter: Meter) -> bool:
-    over_units = config.max_units is not None and state.units >= config.max_units
-    over_time = config.time_limit_s is not None and meter.elapsed() >= config.time_limit_s
+def out_of_budget(config: LoopConfig, units: int, elapsed_s: float) -> bool:
+    """Whether a run that has used this much ends here."""
+    over_units = config.max_units is not None and units >= config.max_units
+    over_time = config.time_limit_s is not None and elapsed_s >= config.time_limit_s
     return over_units or over_time

@@ -41,7 +41,7 @@ def device_name(framework: str) -> str:
         return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     import jax
 
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return "" if device.platform == "cpu" else device.device_kind
 
 
@@ -55,7 +55,7 @@ def peak_memory_gb(framework: str) -> float:
     if framework == "jax" and "jax" in sys.modules:
         import jax
 
-        stats = jax.devices()[0].memory_stats() or {}
+        stats = jax.local_devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in stats:
             return stats["peak_bytes_in_use"] / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

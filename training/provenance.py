@@ -16,8 +16,16 @@ PACKAGES = ("torch", "triton", "jax", "jaxlib", "flax", "optax", "orbax-checkpoi
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def commit() -> str:
+    """The commit this code is: of its checkout, or as its archive's COMMIT file says."""
+    file = ROOT / "COMMIT"
+    return git("rev-parse", "HEAD") or (file.read_text().strip() if file.exists() else "unknown")
+
+
 def git(*arguments: str) -> str:
-    """Output of a git command in the checkout, or '' outside of one."""
+    """Output of a git command in the checkout that this code is, or '' where it is none."""
+    if not (ROOT / ".git").exists():
+        return ""  # an archive may lie inside another checkout
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
@@ -41,7 +49,7 @@ def versions() -> dict[str, str]:
 def provenance() -> dict[str, Any]:
     """Where a result comes from: code, versions, hardware, command."""
     return {
-        "commit": git("rev-parse", "HEAD") or "unknown",
+        "commit": commit(),
         "dirty_diff": git("diff", "HEAD")[:100_000],
         "command": " ".join(sys.argv),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -12,7 +12,7 @@ from typing import Any
 
 from training.distributed import Processes, initialise, shut_down
 from training.logging import Logger
-from training.loop import fit
+from training.loop import fit, out_of_budget
 from training.protocols import Recipe
 from training.run_directory import RunDirectory, digest, plain, run_path
 from training.schema import TrainConfig, identity
@@ -32,7 +32,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     module = recipe_module(config)
     processes, device = initialise(config.scale, module.FRAMEWORK)
     try:
-        with RunDirectory(config, processes.is_main) as directory:
+        with RunDirectory(config, processes) as directory:
             seed_global_generators(config.seed)
             recipe = module.build(config, processes, device)
             return train(config, recipe, directory, processes)
@@ -46,14 +46,23 @@ def recipe_module(config: TrainConfig) -> Any:
 
 
 def finished(config: TrainConfig) -> dict[str, Any] | None:
-    """Results of this very configuration, if its run has finished."""
+    """Results of this very configuration, if its run has finished.
+
+    A run that a budget ended is finished only as long as the budget says so: with a larger one it
+    goes on.
+    """
     path = run_path(config)
-    recorded, results = path / "identity.json", path / "results.json"
-    if not (recorded.exists() and results.exists()):
+    try:
+        recorded = json.loads((path / "identity.json").read_text())
+        results = json.loads((path / "results.json").read_text())
+    except (OSError, ValueError):
+        return None  # if something is wrong with the directory, opening it says what
+    if recorded != plain(identity(config)):
         return None
-    if json.loads(recorded.read_text()) != plain(identity(config)):
-        return None  # the run directory will say how they differ
-    return json.loads(results.read_text())
+    if results.get("stopped_by") == "budget":
+        used = results[results["unit"]], results["train_s"]
+        return results if out_of_budget(config.loop, *used) else None
+    return results
 
 
 def train(
@@ -75,9 +84,10 @@ def train(
         "scale": config.scale.name,
         "seed": config.seed,
         "steps": outcome.state.step,
+        "unit": recipe.unit,
         recipe.unit: outcome.state.units,
         "stopped_by": outcome.stopped_by,
-        "train_s": round(outcome.state.elapsed_s, 3),
+        "train_s": outcome.state.elapsed_s,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "metrics": outcome.metrics,
         **recipe.summary(),

@@ -25,8 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from training.distributed import Processes
 from training.errors import UserError
-from training.files import write_atomic, write_json
+from training.files import write_atomic, write_json, writing
 from training.provenance import provenance
 from training.schema import TrainConfig, identity
 
@@ -71,27 +72,31 @@ def differing_keys(old: Any, new: Any, path: str = "") -> list[str]:
 class RunDirectory:
     """An open run directory, held against every other live process until closed."""
 
-    def __init__(self, config: TrainConfig, is_main: bool = True) -> None:
+    def __init__(self, config: TrainConfig, processes: Processes) -> None:
         self.config = config
-        self.is_main = is_main
+        self.processes = processes
+        self.is_main = processes.is_main
         self.path = run_path(config)
         self.lock: Any = None
         self.beat = -math.inf
 
     def __enter__(self) -> RunDirectory:
-        if self.is_main:
-            try:
-                (self.path / "figures").mkdir(parents=True, exist_ok=True)
-                self.lock = open(self.path / "lock", "a+")
-            except OSError as error:
-                raise UserError(
-                    f"cannot write the run directory {self.path}: {error.strerror}; "
-                    "set runs_dir=<a writable directory> or AFFERENT_RUNS"
-                ) from error
+        self.processes.main_only(self.open)
+        return self
+
+    def open(self) -> None:
+        """Create, lock and check the directory. Raises UserError."""
+        try:
+            (self.path / "figures").mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.path / "lock", "a+")  # noqa: SIM115
             self.acquire()
             self.refuse_other_config()
-            self.write_provenance()
-        return self
+        except OSError as error:
+            raise UserError(
+                f"cannot use the run directory {self.path}: {error.strerror or error}; "
+                "set runs_dir=<a writable directory> or AFFERENT_RUNS"
+            ) from error
+        self.write_provenance()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
@@ -137,22 +142,29 @@ class RunDirectory:
 
     def bind(self, key: str, value: Any) -> None:
         """Record a fact the run depends on (a corpus's hash); refuse a resume where it changed."""
-        if not self.is_main:
-            return
-        file = self.path / "bound.json"
-        bound = json.loads(file.read_text()) if file.exists() else {}
-        if key in bound and bound[key] != value:
-            raise UserError(
-                f"{key} changed since this run began: {bound[key]} -> {value}; "
-                "set run=<another name> to start a new one"
-            )
-        write_json(file, {**bound, key: value})
+
+        def check() -> None:
+            file = self.path / "bound.json"
+            bound = json.loads(file.read_text()) if file.exists() else {}
+            if key in bound and bound[key] != value:
+                raise UserError(
+                    f"{key} changed since this run began: {bound[key]} -> {value}; "
+                    "set run=<another name> to start a new one"
+                )
+            write_json(file, {**bound, key: value})
+
+        self.processes.main_only(check)
 
     def write_provenance(self) -> None:
         from omegaconf import OmegaConf
 
         write_atomic(self.path / "config.yaml", OmegaConf.to_yaml(plain(self.config)))
-        write_json(self.path / "env.json", provenance())
+        first, now = self.path / "env.json", provenance()
+        if not first.exists():
+            write_json(first, now)
+            return
+        with writing(self.path), open(self.path / "restarts.jsonl", "a") as file:
+            file.write(json.dumps(now) + "\n")
 
     def try_status(self, state: str, **facts: Any) -> None:
         """Status of a run that is ending badly; a full disk must not hide the reason."""

@@ -26,7 +26,7 @@ def at_least(config: Any, group: str, low: float, *keys: str) -> None:
     """Raise ValueError unless each key of `config` is None or at least `low`."""
     for key in keys:
         value = getattr(config, key)
-        if value is not None and value < low:
+        if value is not None and not value >= low:  # nan is refused too
             raise ValueError(f"{group}.{key}={value} must be at least {low}")
 
 
@@ -81,7 +81,7 @@ class LanguageModelConfig(RecipeConfig):
 
     name: str = "language_model"
     "Which recipe: language_model (torch) or language_model_jax."
-    eval_batch_size: int = free(16)
+    eval_batch_size: int = 16
     "Windows per evaluation batch."
     eval_batches: int | None = 16
     "Batches per evaluation during training; the last one always covers all held-out text."
@@ -127,16 +127,16 @@ class OptimConfig:
     "Learning rate at the last step, relative to the peak."
     clip_norm: float | None = 1.0
     "Largest global gradient norm; null for no clipping."
-    accumulate: int = free(1)
+    accumulate: int = 1
     "Micro-batches per optimiser step; divides the batch of each process."
     ema_decay: float | None = None
     "Decay per step of the averaged weights that are evaluated; null evaluates the weights."
 
     def __post_init__(self) -> None:
         for key in ("lr", "muon_lr"):
-            if getattr(self, key) <= 0:
+            if not getattr(self, key) > 0:
                 raise ValueError(f"optim.{key}={getattr(self, key)} must be > 0")
-        within(self, "optim", 0.0, 1.0, "beta1", "beta2", "momentum", "ema_decay")
+        within(self, "optim", 0.0, 0.999999, "beta1", "beta2", "momentum", "ema_decay")
         within(self, "optim", 0.0, 1.0, "decay_fraction", "final_lr_ratio")
         at_least(self, "optim", 0, "warmup_steps", "weight_decay", "clip_norm")
         at_least(self, "optim", 1, "accumulate")
@@ -166,8 +166,9 @@ class LoopConfig:
     def __post_init__(self) -> None:
         at_least(self, "loop", 1, "steps", "log_every", "keep_checkpoints", "max_units")
         at_least(self, "loop", 0, "eval_every", "checkpoint_every", "time_limit_s")
-        if len(self.profile_steps) not in (0, 2):
-            raise ValueError(f"loop.profile_steps={self.profile_steps} must be [first, last] or []")
+        traced = self.profile_steps
+        if traced and not (len(traced) == 2 and 0 <= traced[0] <= traced[1]):
+            raise ValueError(f"loop.profile_steps={traced} must be [first, last] or []")
 
 
 @dataclass

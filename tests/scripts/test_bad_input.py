@@ -95,6 +95,21 @@ def test_checkpoint_of_another_config_is_refused_and_kept(tmp_path: Path) -> Non
     assert (only_run(tmp_path / "runs") / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_batch_that_does_not_divide_over_the_processes_says_so_once(tmp_path: Path) -> None:
+    overrides = [*TINY, write_corpus(tmp_path / "text"), "data.batch_size=9"]
+    done = train(tmp_path / "runs", *overrides, processes=2)
+    assert done.returncode != 0
+    assert done.stderr.count("data.batch_size=9 does not divide over 2 processes") == 1
+
+
+def test_what_the_first_process_refuses_ends_all_of_them(tmp_path: Path) -> None:
+    overrides = [*TINY, write_corpus(tmp_path / "text"), "run=mine", "loop.steps=2"]
+    assert train(tmp_path / "runs", *overrides, processes=2).returncode == 0
+    done = train(tmp_path / "runs", *overrides, "model.d_model=64", processes=2)
+    assert done.stderr.count("model.d_model: 32 -> 64") == 1
+    assert "DistNetworkError" not in done.stderr and "Broken pipe" not in done.stderr
+
+
 def test_run_directory_held_by_a_live_process_is_refused(tmp_path: Path) -> None:
     overrides = [*TINY, write_corpus(tmp_path / "text"), "run=mine", "loop.steps=100000"]
     holder = subprocess.Popen(

@@ -91,11 +91,19 @@ def test_slurm_without_slurm_is_one_sentence(tmp_path: Path) -> None:
     assert "launcher=slurm needs Slurm" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_failing_combination_is_named(tmp_path: Path) -> None:
+def test_a_failing_combination_is_named_and_the_others_are_in_the_table(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "text")
     done = train(tmp_path / "runs", *TINY, corpus, "loop.steps=2", "-m", "model.num_heads=2,5")
     assert done.returncode == 2
     assert "model.num_heads=5 does not divide" in done.stderr and "Traceback" not in done.stderr
+    assert "model.num_heads=2" in done.stdout and "summary" in done.stdout
+
+
+def test_a_sweep_over_what_changes_nothing_is_refused(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "text")
+    sweep = ["loop.steps=1", "-m", "loop.checkpoint_every=1,2"]
+    done = train(tmp_path / "runs", *TINY, corpus, *sweep)
+    assert done.returncode == 2 and "cannot be swept" in done.stderr
 
 
 def test_sweep_groups_are_multiruns(tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def test_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path: Path, damage
     damage(target)
     with pytest.warns(UserWarning, match="is damaged"):
         assert checkpoints.newest() == 1
+    assert checkpoints.steps() == [1], "what is damaged is put aside, not counted"
+    assert checkpoints.newest() == 1
+
+
+def test_the_checkpoint_just_saved_is_never_pruned(tmp_path: Path) -> None:
+    checkpoints = make(tmp_path, 10, keep=1)
+    checkpoints.save(3, Toy(3.0), {})
+    assert checkpoints.steps() == [3]
 
 
 def test_an_unfinished_save_is_never_taken_for_a_checkpoint(tmp_path: Path) -> None:

@@ -140,12 +140,15 @@ def test_rows_written_after_the_last_checkpoint_are_written_once(tmp_path: Path)
 def test_non_finite_loss_names_step_batch_and_last_good_checkpoint(
     tmp_path: Path, bad: float
 ) -> None:
+    with pytest.raises(RunStopped) as caught:  # once a loss is not finite it stays so
+        run(tmp_path, Counting(dict.fromkeys(range(6, 11), bad)), log_every=10, checkpoint_every=0)
+    assert "at step 5, batch number 5" in str(caught.value)
     with pytest.raises(RunStopped) as caught:
-        run(tmp_path, Counting({6: bad}))
+        run(tmp_path / "saved", Counting({6: bad}))
     message = str(caught.value)
     assert "at step 5, batch number 5" in message  # the sixth step
     assert "step_00000003" in message
-    assert Checkpoints(tmp_path / "checkpoints", Processes()).steps() == [3]
+    assert Checkpoints(tmp_path / "saved" / "checkpoints", Processes()).steps() == [3]
 
 
 def test_budgets_end_the_run_early_with_everything_saved(tmp_path: Path) -> None:
@@ -153,6 +156,19 @@ def test_budgets_end_the_run_early_with_everything_saved(tmp_path: Path) -> None
     assert outcome.stopped_by == "budget" and outcome.state.step == 4
     assert Checkpoints(tmp_path / "checkpoints", Processes()).newest() == 4
     assert run(tmp_path / "time", Counting(), time_limit_s=0.0).state.step == 1
+    again = run(tmp_path, Counting(), max_units=12)  # as if killed before the results were written
+    assert again.stopped_by == "budget" and again.state.step == 4
+
+
+@pytest.mark.parametrize("units", [3, 9, 12, 15])
+def test_a_run_continued_beyond_its_budget_is_the_run_without_one(
+    tmp_path: Path, units: int
+) -> None:
+    run(tmp_path / "whole", Counting(), eval_every=4)
+    run(tmp_path / "parts", Counting(), eval_every=4, max_units=units)
+    run(tmp_path / "parts", Counting(), eval_every=4)
+    whole, parts = (tmp_path / name / "metrics.jsonl" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
 
 
 def test_full_disk_ends_in_one_sentence(tmp_path: Path, monkeypatch) -> None:

@@ -59,12 +59,13 @@ def test_twins_take_the_same_steps_from_the_same_weights(
 
 
 def test_several_devices_and_processes_train_like_one(tmp_path: Path) -> None:
-    """FSDP2 on two processes and jax on four devices differ from one by rounding only."""
+    """Two processes (FSDP2, jax) and four jax devices differ from one by rounding only."""
     corpus = write_corpus(tmp_path / "text")
     cases = {
         "torch": ([], 1, {}),
         "torch2": ([], 2, {}),
         "jax": (["recipe=language_model_jax"], 1, {}),
+        "jax2": (["recipe=language_model_jax"], 2, {}),
         "jax4": (
             ["recipe=language_model_jax"],
             1,
@@ -77,6 +78,6 @@ def test_several_devices_and_processes_train_like_one(tmp_path: Path) -> None:
         done = train(tmp_path / name, *overrides, processes=processes, **extra)
         assert done.returncode == 0, done.stderr[-2000:]
         found[name] = weights(tmp_path / name / "quickstart" / "stdlib" / "x")
-    for one, several in (("torch", "torch2"), ("jax", "jax4")):
+    for one, several in (("torch", "torch2"), ("jax", "jax2"), ("jax", "jax4")):
         for key, value in found[one].items():
             np.testing.assert_allclose(found[several][key], value, atol=2e-4, err_msg=key)

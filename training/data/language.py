@@ -236,6 +236,12 @@ class LanguageData:
 
 def for_run(config: TrainConfig, processes: Processes) -> LanguageData:
     """The corpus of a run and its order, as this process sees them. Raises DataError."""
+    assert isinstance(config.data, CorpusConfig)
+    if config.data.batch_size % processes.world:
+        raise DataError(
+            f"data.batch_size={config.data.batch_size} does not divide over {processes.world} "
+            "processes: make it a multiple of them"
+        )
     return build(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
 
 

@@ -18,16 +18,22 @@ if TYPE_CHECKING:
     from training.data.language import LanguageData
 
 
-def language_floors(data: LanguageData, steps: int) -> dict[str, float]:
-    """Bits per byte of every floor of a model trained for `steps` steps on `data`.
-
-    Raises UserError for corpora that are not made of bytes.
-    """
+def require_bytes(data: LanguageData) -> None:
+    """Raise UserError for a corpus on which no floors can be counted."""
     if data.config.tokenizer is not None or data.train is None:
         raise UserError(
             "recipe.floors=true needs a corpus of bytes in memory: set recipe.floors=false, or "
             "data=stdlib or files with data.tokenizer=null"
         )
+
+
+def language_floors(data: LanguageData, steps: int) -> dict[str, float]:
+    """Bits per byte of every floor of a model trained for `steps` steps on `data`.
+
+    Raises UserError for corpora that are not made of bytes in memory.
+    """
+    require_bytes(data)
+    assert data.train is not None
     heldout = [data.heldout.bytes_of(i) for i in range(len(data.heldout.names))]
     floors = {}
     for name, chunks in (("seen", data.seen(steps)), ("corpus", [data.train.tokens])):

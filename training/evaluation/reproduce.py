@@ -34,7 +34,7 @@ from training.evaluation.verdicts import RunOutcome, judge_all
 from training.files import write_atomic
 from training.logging import Row, read_rows
 from training.profiling import hardware
-from training.provenance import git, versions
+from training.provenance import commit, git, versions
 from training.run_directory import digest, plain
 from training.schema import identity
 
@@ -100,7 +100,7 @@ def record(
     return {
         "paper": claims.name,
         "scale": scale,
-        "commit": git("rev-parse", "HEAD") or "unknown",
+        "commit": commit(),
         "dirty": is_dirty(environments, claims.file),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "hardware": one.get("hardware") or hardware(),

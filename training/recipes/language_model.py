@@ -8,6 +8,7 @@ in which models with different vocabularies, n-grams and compressors can be comp
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from training.data.config import CorpusConfig
 from training.data.language import LanguageData, for_run
 from training.distributed import Processes
 from training.estimate import Estimate, state_memory, torch_activations
+from training.evaluation.floors import require_bytes
 from training.evaluation.language import (
     bits_per_byte,
     config_without_data,
@@ -29,7 +31,7 @@ from training.evaluation.language import (
     heldout_batches,
     language_summary,
 )
-from training.schema import LanguageModelConfig, TrainConfig
+from training.schema import LanguageModelConfig, Precision, TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
 
@@ -49,6 +51,8 @@ class LanguageModel:
         assert isinstance(config.model, TransformerConfig)
         self.config, self.recipe, self.data = config, config.recipe, data
         self.processes = processes
+        if config.recipe.floors:
+            require_bytes(data)  # now, not after the training
         self.model_config = fill_vocabulary(config.model, data)
         self.model = build_on(
             device,
@@ -126,12 +130,12 @@ class LanguageModel:
         """Write model.safetensors and model.json, for exchange."""
         from safetensors.torch import save_file
 
-        from training.files import write_json
+        from training.files import replace_with, write_json
         from training.run_directory import plain
 
         weights = self.trainer.full_weights()
         if self.processes.is_main:
-            save_file(weights, directory / "model.safetensors")
+            replace_with(directory / "model.safetensors", partial(save_file, weights))
             write_json(directory / "model.json", plain(self.model_config))
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,6 +160,9 @@ def estimate(config: TrainConfig) -> Estimate:
     rows = max(1, config.data.batch_size // shards // config.optim.accumulate)
     tokens = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
 
+    if config.scale.precision == Precision.bf16:
+        model.to(torch.bfloat16)  # there is no autocast on meta
+
     def loss() -> Tensor:
         logits = model(tokens).float().flatten(0, 1)
         return F.cross_entropy(logits, tokens.flatten())
@@ -169,5 +176,5 @@ def estimate(config: TrainConfig) -> Estimate:
         units * flops_per_token(model_config, seq_len),
         units,
         LanguageModel.unit,
-        {**memory, "activations": torch_activations(model, loss, config.scale)},
+        {**memory, "activations": torch_activations(model, loss)},
     )

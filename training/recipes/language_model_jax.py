@@ -6,7 +6,7 @@ generates no sample: the twin keeps no KV cache.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from training.data.language import LanguageData, for_run
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate, jax_activations, state_memory
+from training.evaluation.floors import require_bytes
 from training.evaluation.language import (
     bits_per_byte,
     config_without_data,
@@ -31,7 +32,7 @@ from training.evaluation.language import (
     language_summary,
 )
 from training.jax_step import Batch, JaxStep
-from training.schema import LanguageModelConfig, TrainConfig
+from training.schema import LanguageModelConfig, Precision, TrainConfig
 from training.seeding import jax_key
 
 FRAMEWORK = "jax"
@@ -63,6 +64,8 @@ class LanguageModelJax:
             )
         self.config, self.recipe, self.data = config, config.recipe, data
         self.processes = processes
+        if config.recipe.floors:
+            require_bytes(data)  # now, not after the training
         self.model_config = fill_vocabulary(config.model, data)
         model = Transformer(self.model_config, rngs=nnx.Rngs(params=jax_key(config.seed, "init")))
         model.checkpoint_blocks = config.recipe.activation_checkpointing
@@ -95,7 +98,7 @@ class LanguageModelJax:
             losses = token_losses(self.trainer.merge(params), batch)
             return (losses * batch["weight"]).sum(axis=1)
 
-        return jax.jit(nats)
+        return jax.jit(nats, out_shardings=self.trainer.rows)
 
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Held-out nats per token and bits per byte; all of the held-out text if `final`."""
@@ -115,7 +118,7 @@ class LanguageModelJax:
         """Write model.safetensors (torch names) and model.json, for exchange."""
         from safetensors.numpy import save_file
 
-        from training.files import write_json
+        from training.files import replace_with, write_json
         from training.run_directory import plain
 
         whole = jax.device_put(
@@ -124,7 +127,7 @@ class LanguageModelJax:
         )
         if self.processes.is_main:
             weights = to_torch(nnx.merge(self.trainer.graph, whole))
-            save_file(weights, directory / "model.safetensors")
+            replace_with(directory / "model.safetensors", partial(save_file, weights))
             write_json(directory / "model.json", plain(self.model_config))
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,6 +153,9 @@ def estimate(config: TrainConfig) -> Estimate:
     seq_len, shards = config.data.seq_len, config.scale.devices or 1
     rows = max(1, config.data.batch_size // shards // config.optim.accumulate)
     tokens = jnp.zeros((rows, seq_len + 1), jnp.int32)
+
+    if config.scale.precision == Precision.bf16:
+        params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16), params)
 
     def loss(params: Any) -> jax.Array:
         return token_losses(nnx.merge(graph, params), {"tokens": tokens}).mean()
