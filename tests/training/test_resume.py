@@ -67,7 +67,8 @@ def run_with_kills(runs: Path, overrides: list[str], processes: int, extra: dict
 
 
 def newest(runs: Path) -> int:
-    steps = [int(path.name[5:13]) for path in runs.rglob("step_????????")]
+    checkpoints = runs.glob("*/*/*/checkpoints/step_????????")
+    steps = [int(path.name.removeprefix("step_")) for path in checkpoints]
     return max(steps, default=0)
 
 
