@@ -91,7 +91,9 @@ def parse(words: list[str]) -> dict[str, str]:
         given[key] = value
     if given["suite"] not in SUITES:
         near = did_you_mean(given["suite"], SUITES)
-        raise UserError(f"suite={given['suite']}: there is no such suite.{near} Use: {SUITES}")
+        raise UserError(
+            f"suite={given['suite']}: there is no such suite.{near} Use: {', '.join(SUITES)}"
+        )
     if not given["repeats"].isdigit() or int(given["repeats"]) < 1:
         raise UserError(f"repeats={given['repeats']} must be a whole number, at least 1")
     return given

@@ -240,7 +240,7 @@ def progress_line(
 
 def human(number: float) -> str:
     """1234567 -> '1.23M'."""
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, suffix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{suffix}"
     return f"{number:.3g}"
