@@ -180,20 +180,18 @@ def initialise_jax(scale: ScaleConfig) -> Processes:
             process_id=int(os.environ["RANK"]),
             local_device_ids=[int(os.environ.get("LOCAL_RANK", "0"))],
         )
-    found = len(jax.devices())
     if scale.device == Device.cuda and jax.default_backend() != "gpu":
         raise UserError(
             "scale.device=cuda, but jax sees no GPU on this machine: use scale=cpu, "
             "or scale.device=cpu to run these sizes on the CPU"
         )
-    if scale.devices is not None and (scale.devices > found or jax.process_count() > 1):
-        if scale.devices == found:
-            return Processes(jax.process_index(), jax.process_count(), "jax")
+    world, found = jax.process_count(), len(jax.devices())
+    wanted = found if scale.devices is None else scale.devices
+    if wanted > found or (world > 1 and wanted != found):  # one process may take fewer
         raise UserError(
-            f"there are more processes than devices: scale.devices={scale.devices}, "
-            f"but jax sees {found}; set scale.devices={found} or less"
+            f"scale.devices={wanted}, but the {world} process(es) of this run see {found} "
+            f"device(s): set scale.devices={found}, or drop it"
         )
-    world = jax.process_count()
     return Processes(jax.process_index(), world, "jax" if world > 1 else "single")
 
 
