@@ -61,7 +61,10 @@ def permute(index: Int64[np.ndarray, " k"], n: int, key: int) -> Int64[np.ndarra
 
 
 def visit(first: int, count: int, num_windows: int, seed: int) -> Int64[np.ndarray, " count"]:
-    """Window ids at positions first .. first + count - 1 of the endless visiting order."""
+    """Window ids at positions first .. first + count - 1 of the endless visiting order.
+
+    Each window comes exactly once per epoch.
+    """
     positions = np.arange(first, first + count, dtype=np.int64)
     epochs, index = np.divmod(positions, num_windows)
     ids = np.empty(count, dtype=np.int64)
@@ -69,13 +72,6 @@ def visit(first: int, count: int, num_windows: int, seed: int) -> Int64[np.ndarr
         here = epochs == epoch
         ids[here] = permute(index[here], num_windows, stream_seed(seed, "data/order", int(epoch)))
     return ids
-
-
-def window_ids(
-    step: int, batch_size: int, num_windows: int, seed: int
-) -> Int64[np.ndarray, " batch_size"]:
-    """Ids of the windows of one optimiser step; each window comes exactly once per epoch."""
-    return visit(step * batch_size, batch_size, num_windows, seed)
 
 
 def rank_slice(ids: np.ndarray, rank: int, world: int) -> np.ndarray:
