@@ -1,15 +1,17 @@
 """Attention: one public function, several implementations that agree with `reference.py`.
 
-    impl     what runs                                       gradients
-    torch    two batched matmuls and a softmax in float32    of any order
-    sdpa     torch.nn.functional.scaled_dot_product_attention  first order
-    auto     `resolve` picks, and says what it picked
+    impl       what runs                                       gradients      without
+    triton     our kernels (`triton.py`), on a GPU             first order    float64
+    interpret  the same, interpreted on the CPU, for tests     first order    float64
+    torch      two batched matmuls and a softmax in float32    of any order   -
+    sdpa       torch's scaled_dot_product_attention            first order    softcap, sinks, LSE
+    flex       torch's flex_attention, compiled on a GPU       first order    heads below 16
+    auto       triton on a GPU, else sdpa, else torch; `kernels.record` says which, and why
 
 An implementation asked for by name never falls back to another one: it runs, or it raises.
-Written with torch operators only, so it traces under `torch.compile(fullgraph=True)` and on meta.
 
-Dimensions: b batch, t queries, s keys (the queries are the last t of the s positions), h query
-heads, kv key/value heads, d head width.
+Dimensions: b batch, t queries, s keys (the queries are the last t of the s positions), p prefix
+rows, h query heads, kv key/value heads, d head width.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
-IMPLEMENTATIONS = ("auto", "torch", "sdpa")
+from kernels.attention import intervals as masks
+from kernels.dispatch import arch, resolve
+
+Prefix = tuple[Float[Tensor, "p kv d"], Float[Tensor, "p kv d"]]
 
 
 def attention(
@@ -31,57 +36,145 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     segments: Int[Tensor, "b s"] | None = None,
+    cu_seqlens_q: Int[Tensor, " n1"] | None = None,
+    cu_seqlens_k: Int[Tensor, " n1"] | None = None,
+    prefix_kv: Prefix | None = None,
+    sinks: Float[Tensor, " h"] | None = None,
+    softcap: float | None = None,
     scale: float | None = None,
+    return_lse: bool = False,
     impl: str = "auto",
-) -> Float[Tensor, "b t h d"]:
+) -> Float[Tensor, "b t h d"] | tuple[Float[Tensor, "b t h d"], Float[Tensor, "b h t"]]:
     """Grouped-query attention of the last t positions of a sequence of s.
 
     Args:
-        q: queries; query i sits at position s - t + i. Any float dtype, shared by q, k and v.
+        q: queries; query i sits at position s - t + i. Any float dtype, shared by q, k and v; under
+            autocast all three are cast to its dtype.
         k, v: keys and values; kv divides h, and query head i reads head i // (h / kv).
         causal: a query sees no position after its own.
         window: tokens a query sees, itself included, counting back; needs `causal`. None: all.
-        segments: document of each of the s positions; a query sees only its own document.
-        scale: factor on the scores; None: 1 / sqrt(d).
-        impl: one of `IMPLEMENTATIONS`; `resolve` tells what "auto" runs.
+        segments: an id for each of the s positions; a document is a run of equal ids, and a query
+            sees only its own.
+        cu_seqlens_q, cu_seqlens_k: packed sequences of different lengths, b = 1: where each begins
+            in the queries and in the keys, and where the last ends, int32 or int64, ascending from
+            0. The queries of a sequence are the last positions of its keys.
+        prefix_kv: keys and values of p rows that every query of the batch sees besides, as a
+            cartridge's; not copied per sequence. Excludes `window`: a prefix would fall out of it.
+        sinks: a logit per query head that takes part in the softmax and whose value is zero.
+        softcap: c > 0 replaces each score x by c tanh(x / c).
+        scale: factor > 0 on the scores; None: 1 / sqrt(d).
+        return_lse: return the log-sum-exp of the scores too, natural logarithm; differentiable.
+        impl: one of those above.
     Returns:
-        The attended values, in the dtype of q.
+        The attended values, in the dtype of q; 0 for a query that sees nothing. With `return_lse`
+        also LSE [b, h, t] in float32 (float64 for float64), -inf for a query that sees nothing.
     Raises:
-        ValueError: an unknown `impl`, or shapes, dtypes or options that contradict each other.
+        ValueError: shapes, dtypes or options that contradict each other, an unknown `impl`, or one
+            that cannot run; the message says why.
     """
-    _check(q, k, v, causal, window, segments)
-    chosen = resolve(impl)
+    kind = q.device.type
+    if torch.is_autocast_enabled(kind):
+        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
+        if prefix_kv is not None:
+            prefix_kv = prefix_kv[0].to(q.dtype), prefix_kv[1].to(q.dtype)
+    _check(q, k, v, causal, window, segments, cu_seqlens_q, cu_seqlens_k)
+    _check_extras(q, k, window, prefix_kv, sinks, softcap, scale)
+    plain = softcap is None and sinks is None and not return_lse
+    chosen = resolve(
+        "attention",
+        impl,
+        device=q.device,
+        torch_impls=("sdpa", "torch", "flex") if plain else ("torch", "sdpa", "flex"),
+        refusal=kernel_refusal(q, k, v, prefix_kv),
+    )
     t, s, d = q.shape[1], k.shape[1], q.shape[3]
-    scale = d**-0.5 if scale is None else scale
-    if window is not None:
-        oldest = max(0, s - t - window + 1)  # key that the first query still sees
-        k, v = k[:, oldest:], v[:, oldest:]
-        segments = None if segments is None else segments[:, oldest:]
-        window = window if window < k.shape[1] else None
-    compute = _sdpa if chosen == "sdpa" else _matmul
-    return compute(q, k, v, causal, window, segments, scale)
+    scale = d**-0.5 if scale is None else float(scale)
+    before, after = masks.reach(causal, window)
+    ragged = segments is not None or cu_seqlens_q is not None
+
+    if chosen in ("triton", "interpret"):
+        from kernels.attention.launch import attention as kernel
+
+        table = None
+        if ragged:
+            table = _intervals(q, s, before, after, segments, cu_seqlens_q, cu_seqlens_k)
+        pk, pv = (None, None) if prefix_kv is None else prefix_kv
+        out, lse = kernel(q, k, v, pk, pv, sinks, table, before, after, scale, softcap or 0.0)
+        return (out, lse) if return_lse else out
+
+    if not ragged and window is not None and t > 0:
+        oldest = max(0, s - t - before)  # key that the first query still sees
+        k, v, s = k[:, oldest:], v[:, oldest:], s - oldest
+    everything = not ragged and not causal
+    square = not ragged and causal and t == s and window is None and prefix_kv is None
+    last_only = not ragged and t == 1 and before >= s - 1
+    mask = None
+    if not (everything or last_only or (square and chosen == "sdpa")):
+        mask = masks.visible(
+            _intervals(q, s, before, after, segments, cu_seqlens_q, cu_seqlens_k), s
+        )
+    if prefix_kv is not None:
+        p = prefix_kv[0].shape[0]
+        k, v = (
+            torch.cat([x.expand(len(q), -1, -1, -1), y], dim=1)
+            for x, y in zip(prefix_kv, (k, v), strict=True)
+        )
+        mask = mask if mask is None else F.pad(mask, (p, 0), value=True)
+    if chosen == "torch":
+        out, lse = _matmul(q, k, v, mask, sinks, softcap, scale)
+        return (out, lse) if return_lse else out
+    if chosen == "sdpa":
+        if not plain:
+            raise ValueError(
+                "attention: impl='sdpa' has no softcap, sinks or LSE: use impl='auto' or 'torch'"
+            )
+        return _sdpa(q, k, v, mask, square, scale)
+    out, lse = _flex(q, k, v, mask, sinks, softcap, scale)
+    return (out, lse) if return_lse else out
 
 
-def resolve(impl: str = "auto") -> str:
-    """The implementation that `attention(..., impl=impl)` runs, never "auto".
+def kernel_refusal(
+    q: Tensor, k: Tensor, v: Tensor, prefix_kv: tuple[Tensor, Tensor] | None = None
+) -> str | None:
+    """Why the Triton kernels cannot compute this call, or None."""
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernels take float32, float16 and bfloat16, not {q.dtype}"
+    d, chip = q.shape[-1], arch(q.device)
+    if not 1 <= d <= 256:
+        return f"the kernels take heads of up to 256, not {d}"
+    if 0 in q.shape or 0 in k.shape:
+        return f"a dimension is zero: q {list(q.shape)}, k {list(k.shape)}"
+    if isinstance(chip, int) and chip >= 90:  # tiles read k and v through TMA descriptors
+        read = {"k": k, "v": v}
+        if prefix_kv is not None:
+            read |= dict(zip(("the prefix's k", "the prefix's v"), prefix_kv, strict=True))
+        for name, x in read.items():
+            for stride in x.stride()[:-1]:
+                if stride * x.itemsize % 16:
+                    return (
+                        f"{name} has a stride of {stride} values ({stride * x.itemsize} bytes), "
+                        f"sm_{chip} reads it in whole 16 bytes: make it contiguous, or pad its rows"
+                    )
+    return None
 
-    Raises:
-        ValueError: `impl` is not one of `IMPLEMENTATIONS`.
-    """
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"attention impl={impl!r} is unknown: use {', '.join(IMPLEMENTATIONS)}")
-    return "sdpa" if impl == "auto" else impl
+
+def _intervals(
+    q: Tensor, s: int, before: int, after: int, segments, cu_seqlens_q, cu_seqlens_k
+) -> Int32[Tensor, "#b 2 t"]:
+    t = q.shape[1]
+    if segments is not None:
+        return masks.from_segments(segments, t, before, after)
+    if cu_seqlens_q is not None:
+        return masks.from_lengths(cu_seqlens_q, cu_seqlens_k, t, before, after)
+    return masks.from_positions(t, s, before, after, q.device)
 
 
-def _sdpa(q, k, v, causal, window, segments, scale):
-    t, s = q.shape[1], k.shape[1]
-    square = causal and t == s and window is None and segments is None
-    mask = None if square else _visible(t, s, causal, window, segments, q.device)
+def _sdpa(q, k, v, mask: Bool[Tensor, "#b t s"] | None, square: bool, scale: float):
     out = F.scaled_dot_product_attention(
         q.transpose(1, 2),  # [b, h, t, d]
         k.transpose(1, 2),  # [b, kv, s, d]
         v.transpose(1, 2),
-        attn_mask=mask,
+        attn_mask=None if mask is None else mask[:, None],
         is_causal=square,
         scale=scale,
         enable_gqa=q.shape[2] != k.shape[2],
@@ -89,43 +182,60 @@ def _sdpa(q, k, v, causal, window, segments, scale):
     return out.transpose(1, 2)
 
 
-def _matmul(q, k, v, causal, window, segments, scale):
-    t, s, kv = q.shape[1], k.shape[1], k.shape[2]
-    mask = _visible(t, s, causal, window, segments, q.device)
+def _matmul(q, k, v, mask: Bool[Tensor, "#b t s"] | None, sinks, softcap, scale: float):
+    t, kv = q.shape[1], k.shape[2]
     # The query heads of one group become more queries of their key head: nothing is repeated.
     queries = rearrange(q * scale, "b t (kv g) d -> b kv (g t) d", kv=kv)
     scores = queries @ rearrange(k, "b s kv d -> b kv d s")
     scores = rearrange(scores, "b kv (g t) s -> b (kv g) t s", t=t)
     scores = scores.to(torch.promote_types(q.dtype, torch.float32))
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    empty = None
     if mask is not None:
-        scores = torch.where(mask, scores, float("-inf"))
-    weights = rearrange(scores.softmax(-1).to(q.dtype), "b (kv g) t s -> b kv (g t) s", kv=kv)
+        if sinks is None:
+            empty = ~mask.any(dim=-1)[:, None]  # [#b, 1, t]
+            mask = mask | empty[:, 0, :, None]  # softmax of something finite, zeroed below
+        scores = torch.where(mask[:, None], scores, float("-inf"))
+    if sinks is not None:
+        column = sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = scores.softmax(-1)
+    weights = weights if sinks is None else weights[..., :-1]
+    lse = scores.logsumexp(-1)
+    if empty is not None:
+        weights = torch.where(empty[..., None], 0.0, weights)
+        lse = torch.where(empty, float("-inf"), lse)
+    weights = rearrange(weights.to(q.dtype), "b (kv g) t s -> b kv (g t) s", kv=kv)
     out = weights @ rearrange(v, "b s kv d -> b kv s d")
-    return rearrange(out, "b kv (g t) d -> b t (kv g) d", t=t)
+    return rearrange(out, "b kv (g t) d -> b t (kv g) d", t=t), lse
 
 
-def _visible(
-    t: int,
-    s: int,
-    causal: bool,
-    window: int | None,
-    segments: Int[Tensor, "b s"] | None,
-    device: torch.device,
-) -> Bool[Tensor, "#b 1 t s"] | None:
-    """Which key each query sees; None when every query sees every key."""
-    visible = None
-    if causal and (t > 1 or window is not None):
-        # The age of a key as a query sees it: zero at the query's own position.
-        age = torch.arange(s - t, s, device=device)[:, None] - torch.arange(s, device=device)
-        visible = age >= 0 if window is None else (age >= 0) & (age < window)
-        visible = visible[None, None]  # [1, 1, t, s]
-    if segments is not None:
-        same = segments[:, None, s - t :, None] == segments[:, None, None, :]  # [b, 1, t, s]
-        visible = same if visible is None else visible & same
-    return visible
+def _flex(q, k, v, mask: Bool[Tensor, "#b t s"] | None, sinks, softcap, scale: float):
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    b, t, s = len(q), q.shape[1], k.shape[1]
+    block_mask = score_mod = None
+    if mask is not None:
+        mask = mask.expand(b, t, s)
+        block_mask = create_block_mask(
+            lambda batch, head, i, j: mask[batch, i, j], b, None, t, s, device=q.device
+        )
+    if softcap is not None:
+        score_mod = lambda score, *_: softcap * torch.tanh(score / softcap)  # noqa: E731
+    call = torch.compile(flex_attention, fullgraph=True) if q.is_cuda else flex_attention
+    out, lse = call(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+        score_mod=score_mod, block_mask=block_mask, scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2], return_lse=True,
+    )  # fmt: skip
+    if sinks is not None:  # the sink takes its share of the softmax
+        total = torch.logaddexp(lse, sinks[:, None].to(lse.dtype))
+        out, lse = out * torch.exp(lse - total)[..., None].to(out.dtype), total
+    return out.transpose(1, 2), lse
 
 
-def _check(q, k, v, causal, window, segments) -> None:
+def _check(q, k, v, causal, window, segments, cu_seqlens_q, cu_seqlens_k) -> None:
     if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
         raise ValueError(
             "attention expects q [b, t, h, d] and k, v of one shape [b, s, kv, d], "
@@ -137,18 +247,55 @@ def _check(q, k, v, causal, window, segments) -> None:
             "q and k must agree in batch and head width, "
             f"got q {list(q.shape)} and k {list(k.shape)} ([b, t, h, d] and [b, s, kv, d])"
         )
-    if h % kv:
+    if kv == 0 or h % kv:
         raise ValueError(f"{kv} key/value heads do not divide {h} query heads")
-    if t > s and (causal or segments is not None):
+    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point() or q.itemsize < 2:
         raise ValueError(
-            f"{t} queries cannot be the last of {s} keys: give t <= s, "
-            "or causal=False and segments=None"
+            f"q, k, v need one float dtype of 16 bits or more, got {q.dtype}, {k.dtype}, {v.dtype}"
         )
-    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
-        raise ValueError(f"q, k, v need one float dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
     if window is not None and (window < 1 or not causal):
         raise ValueError(
             f"window={window}, causal={causal}: a window is >= 1 and needs causal=True"
         )
-    if segments is not None and segments.shape != (b, s):
-        raise ValueError(f"segments must be [b, s] = {[b, s]}, got {list(segments.shape)}")
+    if segments is not None:
+        if segments.shape != (b, s):
+            raise ValueError(f"segments must be [b, s] = {[b, s]}, got {list(segments.shape)}")
+        if t > s:
+            raise ValueError(f"{t} queries cannot be the last of {s} keys: segments need t <= s")
+    if (cu_seqlens_q is None) != (cu_seqlens_k is None):
+        raise ValueError("cu_seqlens_q and cu_seqlens_k come together: give both or none")
+    if cu_seqlens_q is not None:
+        if b != 1 or segments is not None:
+            raise ValueError(
+                f"cu_seqlens_* pack sequences into one row: b={b} must be 1, and segments None"
+            )
+        if cu_seqlens_q.ndim != 1 or cu_seqlens_q.shape != cu_seqlens_k.shape:
+            raise ValueError(
+                "cu_seqlens_q and cu_seqlens_k must be two vectors of one length, got "
+                f"{list(cu_seqlens_q.shape)} and {list(cu_seqlens_k.shape)}"
+            )
+        if len(cu_seqlens_q) < 2:
+            raise ValueError("cu_seqlens_* need at least two values: a begin and an end")
+
+
+def _check_extras(q, k, window, prefix_kv, sinks, softcap, scale) -> None:
+    h, d = q.shape[2:]
+    if prefix_kv is not None:
+        pk, pv = prefix_kv
+        if pk.ndim != 3 or pk.shape != pv.shape or tuple(pk.shape[1:]) != (k.shape[2], d):
+            raise ValueError(
+                f"prefix_kv must be two tensors [p, kv, d] = [p, {k.shape[2]}, {d}], got "
+                f"{list(pk.shape)} and {list(pv.shape)}: is it a prefix of another model?"
+            )
+        if pk.dtype != q.dtype or pv.dtype != q.dtype:
+            raise ValueError(f"prefix_kv is {pk.dtype}, {pv.dtype}, but q is {q.dtype}: cast it")
+        if window is not None:
+            raise ValueError(
+                f"window={window} with prefix_kv: the prefix would fall out of the window"
+            )
+    if sinks is not None and sinks.shape != (h,):
+        raise ValueError(f"sinks must be [h] = [{h}], got {list(sinks.shape)}")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap={softcap} must be > 0, or None")
+    if scale is not None and not scale > 0:
+        raise ValueError(f"scale={scale} must be > 0, or None for 1 / sqrt(d)")

@@ -1,0 +1,1 @@
+"""What is audited: for each op, every row of its tile tables."""

@@ -1,0 +1,1 @@
+"""The paged KV cache: layout, append, attention over pages, compaction, tiers."""

@@ -1,0 +1,38 @@
+"""Device functions that kernels share."""
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def dot(a, b, accumulator, PRECISION: tl.constexpr):
+    """accumulator + a @ b in float32. The interpreter multiplies the bits of bfloat16: upcast."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def load_rows(source, start, rows, stride, columns, limit, D: tl.constexpr, MASKED: tl.constexpr):
+    """Rows start + rows of a matrix [limit, D], as a tile; what lies outside of it reads as zero.
+
+    MASKED: the rows may pass `limit`. Columns pass D where D is no power of two.
+    """
+    pointers = (
+        source + tl.cast(start, tl.int64) * stride + rows[:, None] * stride + columns[None, :]
+    )
+    if MASKED:
+        inside = (start + rows < limit)[:, None] & (columns < D)[None, :]
+        return tl.load(pointers, mask=inside, other=0.0)
+    if columns.shape[0] == D:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
