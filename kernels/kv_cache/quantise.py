@@ -14,7 +14,7 @@ All of it is float32 arithmetic (scales of int4: then float16), and nothing is a
 before it is rounded, which a GPU would fuse: so every implementation can choose the same codes.
 A zero is stored exactly, and a row, group or channel of zeros has the smallest scale. amax / 1024
 serves groups that hardly vary: it keeps zero points within 1024, where float16 has every integer.
-No value is off by more than half a scale (int4: and 0.01 of it more, as the scale is rounded; beyond
+No value is off by more than half a scale (int4: and 0.01 of it, as the scale is rounded; beyond
 +-480 000 it saturates; fp8: half the spacing that e4m3 has there).
 """
 
