@@ -34,7 +34,7 @@ class Choice:
 
 
 _recorded: ContextVar[list[Choice] | None] = ContextVar("recorded", default=None)
-_assumed_arch: ContextVar[int | str | None] = ContextVar("assumed_arch", default=None)
+_assumed_arch: list[int | str] = []  # a stack; torch.compile cannot read a ContextVar
 _logged: set[Choice] = set()
 
 
@@ -93,11 +93,11 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@torch.compiler.assume_constant_result
 def arch(device: torch.device) -> int | str:
     """The chip that kernels run on: 90 for sm_90, "gfx942" for AMD's, 0 for the interpreter."""
-    assumed = _assumed_arch.get()
-    if assumed is not None:
-        return assumed
+    if _assumed_arch:
+        return _assumed_arch[-1]
     if device.type != "cuda":
         return 0
     properties = torch.cuda.get_device_properties(device)
@@ -109,15 +109,15 @@ def arch(device: torch.device) -> int | str:
 @contextmanager
 def assume_arch(value: int | str) -> Iterator[None]:
     """Choose tiles and check limits as if the device were this chip (the audit, tests)."""
-    token = _assumed_arch.set(value)
+    _assumed_arch.append(value)
     try:
         yield
     finally:
-        _assumed_arch.reset(token)
+        _assumed_arch.pop()
 
 
 def _no_gpu(device: torch.device) -> str | None:
-    if device.type == "cuda" or _assumed_arch.get():
+    if device.type == "cuda" or (_assumed_arch and _assumed_arch[-1]):
         return None
     return f"the tensors are on {device.type}, not on a GPU"
 

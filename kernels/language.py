@@ -36,3 +36,27 @@ def load_rows(source, start, rows, stride, columns, limit, D: tl.constexpr, MASK
     if columns.shape[0] == D:
         return tl.load(pointers)
     return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
+
+
+@triton.jit
+def matrix(
+    base, rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """What `load_tile` reads tiles [BLOCK, BLOCK_D] of: a descriptor (TMA), or the pointer."""
+    if DESCRIPTORS:
+        return tl.make_tensor_descriptor(base, [rows, D], [stride, 1], [BLOCK, BLOCK_D])
+    else:
+        return base
+
+
+@triton.jit
+def load_tile(
+    source, start, rows, stride, columns, limit, D: tl.constexpr, MASKED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):  # fmt: skip
+    """Rows start + rows of a `matrix`, zero outside of it. Arguments as in `load_rows`."""
+    if DESCRIPTORS:
+        return source.load([start, 0])
+    else:
+        return load_rows(source, start, rows, stride, columns, limit, D, MASKED)

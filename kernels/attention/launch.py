@@ -98,7 +98,8 @@ def forward(
         prefix = dense_rows(prefix_k), dense_rows(prefix_v)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     lse = q.new_empty(b, h, t, dtype=torch.float32)
-    tile = pick("attention_forward", arch(q.device), bytes=q.itemsize, head_dim=d)
+    keys = {"bytes": q.itemsize, "head_dim": d, "softcap": int(softcap > 0)}
+    tile = pick("attention_forward", arch(q.device), **keys)
     launch(
         attention_forward_kernel(),
         (_blocks(t, tile.blocks["BLOCK_M"]), h, b),
@@ -145,11 +146,11 @@ def backward(
         prefix = dense_rows(prefix_k), dense_rows(prefix_v)
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     delta = torch.empty_like(lse)
-    chip, keys = arch(q.device), {"bytes": q.itemsize, "head_dim": d}
+    chip, keys = arch(q.device), {"bytes": q.itemsize, "head_dim": d, "softcap": int(softcap > 0)}
     shared = _common(q, k, v, prefix, softcap) | {"scale": scale, "dout": dout}
     shared |= {"lse": lse, "delta": delta} | strides(dout=dout)
 
-    tile = pick("attention_delta", chip, **keys)
+    tile = pick("attention_delta", chip)
     launch(
         kernels.attention_delta,
         (_blocks(t, tile.blocks["BLOCK_M"]), h, b),
@@ -164,7 +165,7 @@ def backward(
         (_blocks(t, tile.blocks["BLOCK_M"]), h, b),
         tile,
         **shared, **_mask(intervals, before, after), dq=dq, **strides(dq=dq),
-        WINDOW=before < UNBOUNDED,
+        WINDOW=before < UNBOUNDED, DESCRIPTORS=tile.descriptors,
     )  # fmt: skip
 
     tile = pick("attention_dk_dv", chip, **keys)
@@ -177,10 +178,12 @@ def backward(
         **_mask(seen_by, after, before), dk=dk, dv=dv,
         **{f"dk_{x}": n for x, n in zip("bsh", dk.stride()[:3], strict=True)},
         **{f"dv_{x}": n for x, n in zip("bsh", dv.stride()[:3], strict=True)},
+        DESCRIPTORS=tile.descriptors,
     )  # fmt: skip
 
     dpk, dpv = q.new_empty(0), q.new_empty(0)
     if prefix is not None:
+        tile = pick("attention_prefix_dk_dv", chip, **keys)
         dpk, dpv = _prefix_gradients(shared, prefix, tile)
     dsinks = q.new_empty(0)
     if sinks is not None:  # dL / dsink = -sum_i P_sink delta_i
@@ -204,7 +207,7 @@ def _prefix_gradients(
         (blocks, kv, slices),
         tile,
         **{name: shared[name] for name in kernel.arg_names if name in shared},
-        b=b, dk=dk, dv=dv,
+        b=b, dk=dk, dv=dv, DESCRIPTORS=tile.descriptors,
     )  # fmt: skip
     return dk.sum(0).to(prefix[0].dtype), dv.sum(0).to(prefix[1].dtype)
 
@@ -279,9 +282,9 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _differentiate(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple:
-    gradients = attention_backward(dout, dlse, *ctx.saved_tensors, *ctx.numbers)
-    given = ctx.saved_tensors[:6]
-    wanted = [None if x is None else dx for x, dx in zip(given, gradients, strict=True)]
+    saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them when asked
+    gradients = attention_backward(dout, dlse, *saved, *ctx.numbers)
+    wanted = [None if x is None else dx for x, dx in zip(saved[:6], gradients, strict=True)]
     return (*wanted, None, None, None, None, None)
 
 

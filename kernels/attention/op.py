@@ -73,7 +73,7 @@ def attention(
             that cannot run; the message says why.
     """
     kind = q.device.type
-    if torch.is_autocast_enabled(kind):
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
         if prefix_kv is not None:
             prefix_kv = prefix_kv[0].to(q.dtype), prefix_kv[1].to(q.dtype)

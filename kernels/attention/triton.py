@@ -29,7 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.language import LN2, LOG2E, dot, load_rows
+from kernels.language import LN2, LOG2E, dot, load_tile, matrix
 
 
 @triton.jit
@@ -72,10 +72,7 @@ def attend(
     """
     within, columns = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     for start in tl.range(begin, end, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
-        if DESCRIPTORS:
-            keys = k.load([start, 0])
-        else:
-            keys = load_rows(k, start, within, k_stride, columns, limit, D, MASKED)
+        keys = load_tile(k, start, within, k_stride, columns, limit, D, MASKED, DESCRIPTORS)
         s = dot(q, tl.trans(keys), tl.zeros([q.shape[0], BLOCK_N], tl.float32), PRECISION)
         unit = scale
         if SOFTCAP:
@@ -91,10 +88,7 @@ def attend(
         p = tl.exp2(s * unit - shift[:, None])
         rescale = tl.exp2(m - shift)
         l = l * rescale + tl.sum(p, 1)
-        if DESCRIPTORS:
-            values = v.load([start, 0])
-        else:
-            values = load_rows(v, start, within, v_stride, columns, limit, D, MASKED)
+        values = load_tile(v, start, within, v_stride, columns, limit, D, MASKED, DESCRIPTORS)
         accumulator = dot(p.to(values.dtype), values, accumulator * rescale[:, None], PRECISION)
         m = m_new
     return accumulator, m, l
@@ -126,10 +120,10 @@ def attention_forward(
         t, s, before, after, INTERVALS,
     )  # fmt: skip
 
-    queries = load_rows(
-        q + batch * q_b + head * q_h,
-        block * BLOCK_M, tl.arange(0, BLOCK_M), q_t, columns, t, D, True,
-    )  # fmt: skip
+    q = matrix(q + batch * q_b + head * q_h, t, q_t, D, BLOCK_M, BLOCK_D, DESCRIPTORS)
+    queries = load_tile(
+        q, block * BLOCK_M, tl.arange(0, BLOCK_M), q_t, columns, t, D, True, DESCRIPTORS
+    )
     accumulator = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if SINKS:
         m = tl.zeros([BLOCK_M], tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2E
@@ -139,10 +133,8 @@ def attention_forward(
         l = tl.zeros([BLOCK_M], tl.float32)
 
     if PREFIX:
-        pk, pv = prefix_k + kv_head * pk_h, prefix_v + kv_head * pv_h
-        if DESCRIPTORS:
-            pk = tl.make_tensor_descriptor(pk, [p, D], [pk_p, 1], [BLOCK_N, BLOCK_D])
-            pv = tl.make_tensor_descriptor(pv, [p, D], [pv_p, 1], [BLOCK_N, BLOCK_D])
+        pk = matrix(prefix_k + kv_head * pk_h, p, pk_p, D, BLOCK_N, BLOCK_D, DESCRIPTORS)
+        pv = matrix(prefix_v + kv_head * pv_h, p, pv_p, D, BLOCK_N, BLOCK_D, DESCRIPTORS)
         whole = p // BLOCK_N * BLOCK_N
         accumulator, m, l = attend(
             accumulator, m, l, queries, pk, pv, pk_p, pv_p, 0, whole, first, last, p,
@@ -153,11 +145,8 @@ def attention_forward(
             scale, softcap, D, BLOCK_N, BLOCK_D, True, SOFTCAP, PRECISION, DESCRIPTORS, False,
         )  # fmt: skip
 
-    k += batch * k_b + kv_head * k_h
-    v += batch * v_b + kv_head * v_h
-    if DESCRIPTORS:
-        k = tl.make_tensor_descriptor(k, [s, D], [k_s, 1], [BLOCK_N, BLOCK_D])
-        v = tl.make_tensor_descriptor(v, [s, D], [v_s, 1], [BLOCK_N, BLOCK_D])
+    k = matrix(k + batch * k_b + kv_head * k_h, s, k_s, D, BLOCK_N, BLOCK_D, DESCRIPTORS)
+    v = matrix(v + batch * v_b + kv_head * v_h, s, v_s, D, BLOCK_N, BLOCK_D, DESCRIPTORS)
     begin, full_begin, full_end, end = tile_ranges(first, last, BLOCK_N)
     if WARP_SPECIALIZE:  # Triton splits the warps of a single loop only: every tile is masked
         accumulator, m, l = attend(

@@ -12,9 +12,9 @@ dO and dLSE of both results:
     dQ = dS K * scale                                   attention_dq: one program per tile of queries
 
                  queries that see key j (`intervals.transposed`)
-           +----+--------------------+----+
-    keys   |mask|      no mask       |mask|   BLOCK_N keys; S^T is computed, so that P^T feeds dV
-           +----+--------------------+----+
+           +------------------------------+
+    keys   |             mask             |   BLOCK_N keys; S^T is computed, so that P^T feeds dV
+           +------------------------------+
 
 The prefix's gradients are sums over the batch: attention_prefix_dk_dv gives each program a slice of
 the batch, and the slices' float32 sums are added afterwards in a fixed order. A softcap multiplies
@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 
 from kernels.attention.triton import interval, soft_cap, tile_ranges
-from kernels.language import LOG2E, dot, load_rows
+from kernels.language import LOG2E, dot, load_rows, load_tile, matrix
 
 
 @triton.jit
@@ -70,26 +70,36 @@ def probabilities(s, lse, seen, scale, softcap, MASKED: tl.constexpr, SOFTCAP: t
 
 @triton.jit
 def accumulate_dk_dv(
-    dk, dv, keys, values, q, dout, lse, delta, q_t, dout_t, begin, end, first, last, t, scale, softcap,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    dk, dv, keys, values, q, dout, lse, delta, q_t, dout_t, begin, end, first, last, t,
+    scale, softcap,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
-    """Add what queries begin <= i < end contribute. first, last: the queries that see each key."""
+    """Add what queries begin <= i < end contribute. first, last: the queries that see each key.
+
+    One sweep that masks every tile, not three: registers are what this loop is short of.
+    """
     within, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     for start in tl.range(begin, end, BLOCK_M):
         rows = start + within
-        queries = load_rows(q, start, within, q_t, columns, t, D, MASKED)
-        do = load_rows(dout, start, within, dout_t, columns, t, D, MASKED)
-        inside = rows < t
-        logsum = tl.load(lse + rows, mask=inside, other=0.0) * LOG2E
-        d = tl.load(delta + rows, mask=inside, other=0.0)
+        row = tl.minimum(rows, t - 1)  # not seen by any key if it is another
+        queries = load_tile(q, start, within, q_t, columns, t, D, True, DESCRIPTORS)
+        do = load_tile(dout, start, within, dout_t, columns, t, D, True, DESCRIPTORS)
         seen = (rows[None, :] >= first[:, None]) & (rows[None, :] < last[:, None])
         zeros = tl.zeros([keys.shape[0], BLOCK_M], tl.float32)
-        st = dot(keys, tl.trans(queries), zeros, PRECISION)
-        pt, slope = probabilities(st, logsum[None, :], seen, scale, softcap, MASKED, SOFTCAP)
-        dv = dot(pt.to(do.dtype), do, dv, PRECISION)
-        dpt = dot(values, tl.trans(do), zeros, PRECISION)
-        dst = pt * (dpt - d[None, :]) * slope
+        d = tl.load(delta + row)
+        if SOFTCAP:
+            logsum = tl.load(lse + row) * LOG2E
+            st = dot(keys, tl.trans(queries), zeros, PRECISION)
+            pt, slope = probabilities(st, logsum[None, :], seen, scale, softcap, True, True)
+            dv = dot(pt.to(do.dtype), do, dv, PRECISION)
+            dst = pt * slope * dot(values, tl.trans(do), zeros - d[None, :], PRECISION)
+        else:  # S - LSE and dP - delta come out of the products: their sums start there
+            logsum = tl.load(lse + row) / scale
+            st = dot(keys, tl.trans(queries), zeros - logsum[None, :], PRECISION)
+            pt = tl.where(seen, tl.exp2(st * (scale * LOG2E)), 0.0).to(do.dtype)
+            dv = dot(pt, do, dv, PRECISION)
+            dst = pt.to(tl.float32) * dot(values, tl.trans(do), zeros - d[None, :], PRECISION)
         dk = dot(dst.to(queries.dtype), queries, dk, PRECISION)
     return dk, dv
 
@@ -102,6 +112,7 @@ def attention_dk_dv(
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     INTERVALS: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of keys, kv, b. intervals: the queries that see each key [b, 2, s]; without
     them before and after are the reach of a key: those of a query, exchanged."""
@@ -109,14 +120,12 @@ def attention_dk_dv(
     kv_head, batch = tl.program_id(1), tl.cast(tl.program_id(2), tl.int64)
     heads = tl.num_programs(1) * GROUP
     within, columns = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    row = tl.minimum(
-        start + within, s - 1
-    )  # rows past the end repeat the last; they are not stored
+    row = tl.minimum(start + within, s - 1)  # rows past the end repeat the last; not stored
     first, last = interval(
         row, intervals + batch * intervals_b if INTERVALS else intervals,
         s, t, before, after, INTERVALS,
     )  # fmt: skip
-    begin, full_begin, full_end, end = tile_ranges(first, last, BLOCK_M)
+    begin, _, _, end = tile_ranges(first, last, BLOCK_M)
 
     keys = load_rows(k + batch * k_b + kv_head * k_h, start, within, k_s, columns, s, D, True)
     values = load_rows(v + batch * v_b + kv_head * v_h, start, within, v_s, columns, s, D, True)
@@ -124,22 +133,15 @@ def attention_dk_dv(
     dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for member in range(GROUP):
         head = kv_head * GROUP + member
-        q_head, dout_head = q + batch * q_b + head * q_h, dout + batch * dout_b + head * dout_h
+        q_head = matrix(q + batch * q_b + head * q_h, t, q_t, D, BLOCK_M, BLOCK_D, DESCRIPTORS)
+        dout_head = matrix(
+            dout + batch * dout_b + head * dout_h, t, dout_t, D, BLOCK_M, BLOCK_D, DESCRIPTORS
+        )
         lse_head, delta_head = lse + (batch * heads + head) * t, delta + (batch * heads + head) * t
         dk_tile, dv_tile = accumulate_dk_dv(
             dk_tile, dv_tile, keys, values, q_head, dout_head, lse_head, delta_head, q_t, dout_t,
-            begin, full_begin, first, last, t, scale, softcap,
-            D, BLOCK_M, BLOCK_D, True, SOFTCAP, PRECISION,
-        )  # fmt: skip
-        dk_tile, dv_tile = accumulate_dk_dv(
-            dk_tile, dv_tile, keys, values, q_head, dout_head, lse_head, delta_head, q_t, dout_t,
-            full_begin, full_end, first, last, t, scale, softcap,
-            D, BLOCK_M, BLOCK_D, False, SOFTCAP, PRECISION,
-        )  # fmt: skip
-        dk_tile, dv_tile = accumulate_dk_dv(
-            dk_tile, dv_tile, keys, values, q_head, dout_head, lse_head, delta_head, q_t, dout_t,
-            full_end, end, first, last, t, scale, softcap,
-            D, BLOCK_M, BLOCK_D, True, SOFTCAP, PRECISION,
+            begin, end, first, last, t, scale, softcap,
+            D, BLOCK_M, BLOCK_D, SOFTCAP, PRECISION, DESCRIPTORS,
         )  # fmt: skip
 
     inside = (start + within < s)[:, None] & (columns < D)[None, :]
@@ -156,6 +158,7 @@ def attention_prefix_dk_dv(
     q_b, q_t, q_h, pk_p, pk_h, pv_p, pv_h, dout_b, dout_t, dout_h, b, t, p, scale, softcap,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of prefix rows, kv, slices. A slice takes every slices-th sequence of the batch
     and writes its sums to dk, dv float32 [slices, p, kv, d], contiguous."""
@@ -168,22 +171,19 @@ def attention_prefix_dk_dv(
     dk_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv_tile = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     first, last = within * 0, within * 0 + t  # every query sees every row
-    whole = t // BLOCK_M * BLOCK_M
     for index in range(piece, b, pieces):
         batch = tl.cast(index, tl.int64)
         for member in range(GROUP):
             head = kv_head * GROUP + member
-            q_head, dout_head = q + batch * q_b + head * q_h, dout + batch * dout_b + head * dout_h
+            q_head = matrix(q + batch * q_b + head * q_h, t, q_t, D, BLOCK_M, BLOCK_D, DESCRIPTORS)
+            dout_head = matrix(
+                dout + batch * dout_b + head * dout_h, t, dout_t, D, BLOCK_M, BLOCK_D, DESCRIPTORS
+            )
             row = (batch * heads + head) * t
             dk_tile, dv_tile = accumulate_dk_dv(
                 dk_tile, dv_tile, keys, values, q_head, dout_head, lse + row, delta + row,
-                q_t, dout_t, 0, whole, first, last, t, scale, softcap,
-                D, BLOCK_M, BLOCK_D, False, SOFTCAP, PRECISION,
-            )  # fmt: skip
-            dk_tile, dv_tile = accumulate_dk_dv(
-                dk_tile, dv_tile, keys, values, q_head, dout_head, lse + row, delta + row,
-                q_t, dout_t, whole, t, first, last, t, scale, softcap,
-                D, BLOCK_M, BLOCK_D, True, SOFTCAP, PRECISION,
+                q_t, dout_t, 0, t, first, last, t, scale, softcap,
+                D, BLOCK_M, BLOCK_D, SOFTCAP, PRECISION, DESCRIPTORS,
             )  # fmt: skip
 
     inside = (start + within < p)[:, None] & (columns < D)[None, :]
@@ -197,13 +197,13 @@ def accumulate_dq(
     dq, queries, do, logsum, d, k, v, k_stride, v_stride, begin, end, first, last, limit,
     scale, softcap,
     D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Add what keys begin <= j < end contribute. first, last: the keys each query sees."""
     within, columns = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     for start in tl.range(begin, end, BLOCK_N):
-        keys = load_rows(k, start, within, k_stride, columns, limit, D, MASKED)
-        values = load_rows(v, start, within, v_stride, columns, limit, D, MASKED)
+        keys = load_tile(k, start, within, k_stride, columns, limit, D, MASKED, DESCRIPTORS)
+        values = load_tile(v, start, within, v_stride, columns, limit, D, MASKED, DESCRIPTORS)
         j = start + within
         seen = (j[None, :] >= first[:, None]) & (j[None, :] < last[:, None])
         zeros = tl.zeros([queries.shape[0], BLOCK_N], tl.float32)
@@ -223,7 +223,7 @@ def attention_dq(
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PREFIX: tl.constexpr, INTERVALS: tl.constexpr, WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """Grid: blocks of queries, h, b. The sweeps are those of `attention_forward`."""
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -244,32 +244,33 @@ def attention_dq(
     dq_tile = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
     if PREFIX:
-        pk, pv = prefix_k + kv_head * pk_h, prefix_v + kv_head * pv_h
+        pk = matrix(prefix_k + kv_head * pk_h, p, pk_p, D, BLOCK_N, BLOCK_D, DESCRIPTORS)
+        pv = matrix(prefix_v + kv_head * pv_h, p, pv_p, D, BLOCK_N, BLOCK_D, DESCRIPTORS)
         whole = p // BLOCK_N * BLOCK_N
         dq_tile = accumulate_dq(
             dq_tile, queries, do, logsum, d, pk, pv, pk_p, pv_p, 0, whole, first, last, p,
-            scale, softcap, D, BLOCK_N, BLOCK_D, False, SOFTCAP, PRECISION,
+            scale, softcap, D, BLOCK_N, BLOCK_D, False, SOFTCAP, PRECISION, DESCRIPTORS,
         )  # fmt: skip
         dq_tile = accumulate_dq(
             dq_tile, queries, do, logsum, d, pk, pv, pk_p, pv_p, whole, p, first * 0, first * 0 + p,
-            p, scale, softcap, D, BLOCK_N, BLOCK_D, True, SOFTCAP, PRECISION,
+            p, scale, softcap, D, BLOCK_N, BLOCK_D, True, SOFTCAP, PRECISION, DESCRIPTORS,
         )  # fmt: skip
 
-    k += batch * k_b + kv_head * k_h
-    v += batch * v_b + kv_head * v_h
+    k = matrix(k + batch * k_b + kv_head * k_h, s, k_s, D, BLOCK_N, BLOCK_D, DESCRIPTORS)
+    v = matrix(v + batch * v_b + kv_head * v_h, s, v_s, D, BLOCK_N, BLOCK_D, DESCRIPTORS)
     begin, full_begin, full_end, end = tile_ranges(first, last, BLOCK_N)
     if WINDOW or INTERVALS:
         dq_tile = accumulate_dq(
             dq_tile, queries, do, logsum, d, k, v, k_s, v_s, begin, full_begin, first, last, s,
-            scale, softcap, D, BLOCK_N, BLOCK_D, True, SOFTCAP, PRECISION,
+            scale, softcap, D, BLOCK_N, BLOCK_D, True, SOFTCAP, PRECISION, DESCRIPTORS,
         )  # fmt: skip
     dq_tile = accumulate_dq(
         dq_tile, queries, do, logsum, d, k, v, k_s, v_s, full_begin, full_end, first, last, s,
-        scale, softcap, D, BLOCK_N, BLOCK_D, False, SOFTCAP, PRECISION,
+        scale, softcap, D, BLOCK_N, BLOCK_D, False, SOFTCAP, PRECISION, DESCRIPTORS,
     )  # fmt: skip
     dq_tile = accumulate_dq(
         dq_tile, queries, do, logsum, d, k, v, k_s, v_s, full_end, end, first, last, s,
-        scale, softcap, D, BLOCK_N, BLOCK_D, True, SOFTCAP, PRECISION,
+        scale, softcap, D, BLOCK_N, BLOCK_D, True, SOFTCAP, PRECISION, DESCRIPTORS,
     )  # fmt: skip
 
     inside = (start + within < t)[:, None] & (columns < D)[None, :]

@@ -16,33 +16,49 @@ from kernels.tiles import Row, rows
 B, T, H, KV = 2, 4096, 16, 4
 
 
+TABLES = ("attention_forward", "attention_dq", "attention_dk_dv", "attention_prefix_dk_dv")
+
+
 def specs() -> Iterator[Spec]:
-    for row in rows("attention_forward"):
-        if row.arch != 0:
-            for name, call in calls(row, forward):
-                # Warp specialisation has one form: without a prefix.
-                if not (row.tile.warp_specialize and "everything" in name):
-                    yield from _specs(row, "attention_forward", call, name)
-    for table in ("attention_dq", "attention_dk_dv"):
+    for table in TABLES:
         for row in rows(table):
             if row.arch != 0:
-                for name, call in calls(row, _backward):
-                    yield from _specs(row, table, call, name)
+                for name, call in calls(row, forward if table == TABLES[0] else _backward):
+                    yield from specs_of(row, (table,), call, name, {table: cores(table, row)})
+    for row in rows("attention_delta"):
+        if row.arch != 0:
+            q = meta(B, T, H, 128, dtype=torch.bfloat16)
+            call = partial(_backward, q, q, q, *(None,) * 4, UNBOUNDED, 0, 0.1, 0.0)
+            yield from specs_of(row, (), call, "d128", {"attention_delta": None})
+
+
+def cores(table: str, row: Row) -> str | None:
+    """float32 is multiplied exactly, without tensor cores; tiles below 64 rows by the older ones."""
+    if row.keys["bytes"] == 4:
+        return None
+    height = row.tile.blocks["BLOCK_N" if "dk_dv" in table else "BLOCK_M"]
+    return "wide" if height >= 64 else "any"
 
 
 def calls(row: Row, launcher) -> Iterator[tuple[str, partial]]:
-    """A plain causal call for the row, and one with a prefix, documents, sinks and a softcap."""
+    """For a row without softcap: a plain causal call, and one with a prefix, documents and sinks;
+    for a row with: the latter with a softcap, which takes most registers."""
     d = row.keys["head_dim"]
     dtype = torch.float32 if row.keys["bytes"] == 4 else torch.bfloat16
-    q, k, v, out = (meta(B, T, heads, d, dtype=dtype) for heads in (H, KV, KV, H))
+    q, k, v = (meta(B, T, heads, d, dtype=dtype) for heads in (H, KV, KV))
     prefix = meta(2048, KV, d, dtype=dtype)
     intervals = meta(B, 2, T, dtype=torch.int32)
     sinks = meta(H, dtype=torch.float32)
     kind = f"{str(dtype).removeprefix('torch.')} d{d}"
-    plain = (None, None, None, None, UNBOUNDED, 0, 0.1, 0.0)
-    everything = (prefix, prefix, sinks, intervals, UNBOUNDED, 0, 0.1, 30.0)
-    yield f"{kind} causal", partial(launcher, q, k, v, *plain)
-    yield f"{kind} everything", partial(launcher, q, k, v, *everything)
+    ragged = (q, k, v, prefix, prefix, sinks, intervals, UNBOUNDED, 0, 0.1)
+    if row.keys["softcap"]:
+        yield f"{kind} ragged softcap", partial(launcher, *ragged, 30.0)
+    else:
+        plain = (None, None, None, None, UNBOUNDED, 0, 0.1, 0.0)
+        yield f"{kind} causal", partial(launcher, q, k, v, *plain)
+        if row.tile.warp_specialize:  # one form only, without a prefix
+            return
+        yield f"{kind} ragged", partial(launcher, *ragged, 0.0)
 
 
 def _backward(q, k, v, pk, pv, sinks, intervals, before, after, scale, softcap):
@@ -50,17 +66,6 @@ def _backward(q, k, v, pk, pv, sinks, intervals, before, after, scale, softcap):
     return backward(
         q, lse, q, k, v, pk, pv, sinks, intervals, q, lse, before, after, scale, softcap
     )
-
-
-def _specs(row: Row, table: str, call, name: str) -> list[Spec]:
-    # float32 is multiplied exactly, without tensor cores.
-    cores = "wide" if row.keys["bytes"] == 2 else None
-    tables = {
-        "attention_forward": {"attention_forward": cores},
-        "attention_dq": {"attention_dq": cores},
-        "attention_dk_dv": {"attention_dk_dv": cores, "attention_prefix_dk_dv": cores},
-    }
-    return specs_of(row, (table,), call, name, tables[table])
 
 
 def meta(*shape: int, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,196 @@
+"""The audit: gather specs, compile them two at a time, judge, record."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kernels.audit import specs as suites
+from kernels.audit.judge import controls, faults
+from kernels.audit.spec import Spec
+
+KERNELS = Path(__file__).parent.parent
+RECORDED = Path(__file__).parent / "recorded"
+HELP = """python -m kernels.audit [ops=NAME,...] [arch=N,...] [jobs=N] [write=true]
+
+Compile every shipped tile for its chip, without a GPU, and judge it.
+
+  ops    {ops}; all without it
+  arch   80, 90, 100 or gfx942; all without it
+  jobs   how many to compile at a time; as many as there are cores without it
+  write  record the result for this Triton version in kernels/audit/recorded/
+"""
+
+
+def operations() -> list[str]:
+    """Ops that have something to audit."""
+    return sorted(module.name for module in pkgutil.iter_modules(suites.__path__))
+
+
+def all_specs(ops: Sequence[str], chips: Sequence[str] = ()) -> Iterator[Spec]:
+    """Specs of some ops, for some chips (as text; none: all)."""
+    for op in ops:
+        for spec in importlib.import_module(f"kernels.audit.specs.{op}").specs():
+            if not chips or str(spec.compilation.arch) in chips:
+                yield spec
+
+
+def compiled(spec: Spec, timeout_s: float = 300) -> dict[str, Any]:
+    """The worker's report, or {"error": its last words}."""
+    command = [sys.executable, "-m", "kernels.audit.worker"]
+    # What the audit compiles must not depend on how tests interpret.
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    text = json.dumps(asdict(spec.compilation))
+    try:
+        done = subprocess.run(
+            command, input=text, env=env, capture_output=True, text=True, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"compiling took more than {timeout_s:.0f} s"}
+    if done.returncode:
+        words = [line for line in done.stderr.splitlines() if line.strip()]
+        return {"error": words[-1].strip() if words else f"exit code {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compile_all(found: Sequence[Spec], jobs: int, say=print) -> dict[str, dict[str, Any]]:
+    """Reports by name, with progress."""
+    began, reports = time.monotonic(), {}
+    with ThreadPoolExecutor(jobs) as pool:
+        for spec, report in zip(found, pool.map(compiled, found), strict=True):
+            reports[spec.name] = report
+            if len(reports) % 20 == 0:
+                say(f"{len(reports)} of {len(found)} compiled, {time.monotonic() - began:.0f} s")
+    return reports
+
+
+def judge(found: Sequence[Spec], reports: Mapping[str, Any], budgets: Mapping[str, int]) -> list:
+    """(name, fault) of everything that does not come out as it must."""
+    return [
+        (spec.name, fault)
+        for spec in found
+        for fault in faults(spec, reports[spec.name], budgets.get(spec.name))
+    ]
+
+
+def judge_controls(say=print) -> list[tuple[str, str]]:
+    """Controls that passed, or failed for another reason than they should."""
+    wrong = []
+    for spec, word in controls():
+        found = faults(spec, compiled(spec))
+        caught = any(word in fault for fault in found)
+        say(f"control {'fails as it must' if caught else 'DOES NOT FAIL'}: {'; '.join(found)}")
+        if not caught:
+            wrong.append((spec.name, f"this control must fail with `{word}`, got {found}"))
+    return wrong
+
+
+def read_record(triton_version: str) -> dict[str, Any] | None:
+    """What was recorded for a Triton version."""
+    file = RECORDED / f"{triton_version}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def fingerprint() -> str:
+    """Hash of what is compiled: kernels and tile tables, without comments and docstrings."""
+    digest = hashlib.sha256()
+    sources = [*KERNELS.rglob("triton*.py"), KERNELS / "language.py", *KERNELS.rglob("launch.py")]
+    for file in sorted(sources):
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                if isinstance(body[0].value, ast.Constant):
+                    body[0].value.value = ""
+        digest.update(ast.dump(tree).encode())
+    for file in sorted((KERNELS / "tuned").glob("*.json")):
+        digest.update(json.dumps(json.loads(file.read_text())["rows"]).encode())
+    return digest.hexdigest()[:16]
+
+
+def parse(words: Sequence[str]) -> dict[str, str]:
+    """key=value words, checked. Raises ValueError."""
+    given = {"ops": "", "arch": "", "jobs": str(os.cpu_count() or 1), "write": "false"}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in given:
+            raise ValueError(f"there is no key `{key}`: use {', '.join(given)}")
+        given[key] = value
+    for op in filter(None, given["ops"].split(",")):
+        if op not in operations():
+            raise ValueError(f"ops={op}: there is no such op: use {', '.join(operations())}")
+    if not given["jobs"].isdigit() or int(given["jobs"]) < 1:
+        raise ValueError(f"jobs={given['jobs']} must be a whole number, at least 1")
+    if given["write"] not in ("true", "false"):
+        raise ValueError(f"write={given['write']} must be true or false")
+    if given["write"] == "true" and (given["ops"] or given["arch"]):
+        raise ValueError("write=true records everything: leave ops and arch out")
+    return given
+
+
+def main(words: Sequence[str]) -> int:
+    """Entry point; 0 if every tile passes and every control fails, else 1 (2: wrong words)."""
+    if any(word in ("-h", "--help") for word in words):
+        print(HELP.format(ops=", ".join(operations())), end="")
+        return 0
+    try:
+        given = parse(words)
+    except ValueError as error:
+        print(f"kernels.audit: {error}", file=sys.stderr)
+        return 2
+    ops = list(filter(None, given["ops"].split(","))) or operations()
+    found = list(all_specs(ops, list(filter(None, given["arch"].split(",")))))
+    if not found:
+        print(f"kernels.audit: arch={given['arch']}: no tile is for it", file=sys.stderr)
+        return 2
+    installed = version("triton")
+    print(f"Triton {installed}: {len(found)} tiles of {', '.join(ops)}", flush=True)
+    began = time.monotonic()
+    reports = compile_all(found, int(given["jobs"]))
+    record = read_record(installed)
+    budgets = {} if record is None else {n: r["registers"] for n, r in record["tiles"].items()}
+    wrong = judge(found, reports, {} if given["write"] == "true" else budgets)
+    wrong += judge_controls()
+    for name, fault in wrong:
+        print(f"FAULT {name}: {fault}")
+    passed = len(found) - len({name for name, _ in wrong})
+    print(f"{passed} of {len(found)} tiles pass, {time.monotonic() - began:.0f} s")
+    if given["write"] == "true" and not wrong:
+        write_record(installed, reports)
+    return int(bool(wrong))
+
+
+def write_record(triton_version: str, reports: Mapping[str, Mapping[str, Any]]) -> None:
+    """Keep the reports of a Triton version: budgets for the next audit, a table for the README."""
+    RECORDED.mkdir(exist_ok=True)
+    tiles = [
+        f"    {json.dumps(name)}: "
+        + json.dumps({key: report[key] for key in ("registers", "shared", "instructions")})
+        for name, report in reports.items()
+    ]
+    head = {
+        "triton": triton_version,
+        "date": datetime.now(UTC).date().isoformat(),
+        "sources": fingerprint(),
+    }
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
+    text = "\n".join(["{", *lines, '  "tiles": {', ",\n".join(tiles), "  }", "}", ""])
+    file = RECORDED / f"{triton_version}.json"
+    partial = file.with_suffix(".json.new")
+    partial.write_text(text)
+    partial.replace(file)
+    print(file)
