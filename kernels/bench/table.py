@@ -157,6 +157,9 @@ def verdicts(document: Document, reasons: Mapping[str, str]) -> Iterator[str]:
     yield "| --- | --- | --- | --- |"
     for row, target in results.targets(document):
         said, key = verdict(target), f"{row['case']}: {target['name']}"
+        if said == "met" and target["stretch"] is not None:
+            reached = target["value"] >= target["stretch"]
+            said += f", {'so is' if reached else 'not'} the stretch of {target['stretch']:g}"
         if said == "not timed":
             said = f"*{said}*: {why_not(row, target)}".replace("|", "/")
         elif said == "missed":

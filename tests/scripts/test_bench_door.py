@@ -142,6 +142,10 @@ def test_tables_and_figure_come_from_the_file(tmp_path: Path) -> None:
     markdown = table.markdown(tmp_path / "out.json")
     assert "| over flex | attention/a | 1.5 | **missed**: no reason is known yet |" in markdown
     assert "| attention/a | t8 bfloat16 | 1 ms | 1000 GB/s | 25 % of copy | flex 1.50 |" in markdown
+    row = document["cases"][0]
+    for stretch, said in ((1.4, "met, so is the stretch of 1.4"), (1.6, "met, not the stretch of")):
+        row["targets"] = [{**row["targets"][0], "met": True, "stretch": stretch}]
+        assert said in "\n".join(table.verdicts(document, {}))
     why = {"attention/a: over flex": "the tile spills"}
     (tmp_path / "out.reasons.json").write_text(json.dumps(why))
     assert "**missed**: the tile spills |" in table.markdown(tmp_path / "out.json")
