@@ -14,8 +14,30 @@ from types import ModuleType
 from typing import Any
 
 FUNCTIONS = {
+    "Kept": "kernels.kv_cache.compaction.selection",
+    "OutOfPages": "kernels.kv_cache.pool",
+    "PagePool": "kernels.kv_cache.pool",
+    "adaptive_budgets": "kernels.kv_cache.compaction.selection",
     "attention": "kernels.attention.op",
+    "average_rotation": "kernels.kv_cache.compaction.scores",
+    "compact_kv": "kernels.kv_cache.compaction.op",
+    "decode_cascade": "kernels.kv_cache.attention.op",
+    "decode_paged": "kernels.kv_cache.attention.op",
+    "extend_paged": "kernels.kv_cache.attention.op",
+    "host_cache": "kernels.kv_cache.swap",
+    "linear_cross_entropy": "kernels.cross_entropy.op",
+    "linear_distillation": "kernels.cross_entropy.op",
+    "linear_logprobs": "kernels.cross_entropy.op",
+    "merge_states": "kernels.attention.merge",
+    "pages_of": "kernels.kv_cache.pool",
+    "read_pages": "kernels.kv_cache.compaction.op",
     "record": "kernels.dispatch",
+    "score_expected_attention": "kernels.kv_cache.compaction.scores",
+    "score_key_norm": "kernels.kv_cache.compaction.scores",
+    "score_window_attention": "kernels.kv_cache.compaction.scores",
+    "select_top": "kernels.kv_cache.compaction.selection",
+    "swap_in": "kernels.kv_cache.swap",
+    "swap_out": "kernels.kv_cache.swap",
 }
 "Public name -> where it is defined; loaded when it is first asked for."
 
