@@ -24,6 +24,7 @@ h query heads, kv key/value heads, hd head width, f SwiGLU width, vocab token id
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,9 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.attention.op import attention
 from models.language.config import TransformerConfig
+
+if TYPE_CHECKING:
+    from models.language.inference.cache import KVCache
 
 
 class Linear(nn.Linear):
@@ -118,13 +122,21 @@ class Attention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [b, t, h, hd]
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [b, t, kv, hd]
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # [b, t, kv, hd]
-        cos, sin = cos.to(q.dtype), sin.to(q.dtype)
-        q = rotate(self.q_norm(q), cos, sin)
-        k = rotate(self.k_norm(k), cos, sin)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # [b, s, kv, hd]
-        out = attention(q, k, v, window=self.window, segments=segments, impl=self.impl)
+        if cache is None:
+            cos, sin = cos.to(q.dtype), sin.to(q.dtype)
+            q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+            out = attention(q, k, v, window=self.window, segments=segments, impl=self.impl)
+        else:
+            rope = cos[:, 0], sin[:, 0]  # [t, hd]
+            out = cache.attend(self.layer, q, k, v, rope=rope, window=self.window, **self.norms())
         return self.o_proj(out.flatten(-2))
+
+    def norms(self) -> dict[str, Any]:
+        """The query and key norms as the cache takes them; none without qk-norm."""
+        if not (isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm)):
+            return {}
+        eps = self.q_norm.eps
+        return {"q_norm": self.q_norm.weight, "k_norm": self.k_norm.weight, "norm_eps": eps}
 
 
 class SwiGLU(nn.Module):
@@ -293,55 +305,6 @@ def ngram_rows(
         code = ((code ^ word) * 16777619) & low32
     code = ((code ^ (code >> 16)) * 0x45D9F3B) & low32
     return (code ^ (code >> 16)) % buckets
-
-
-class KVCache:
-    """Keys, values and tokens of everything read so far; filled by `Transformer` under no_grad.
-
-    A sliding window masks old entries rather than dropping them.
-
-    Args:
-        config: of the model it serves.
-        batch: sequences b.
-        max_len: tokens it can hold.
-        device, dtype: those of the model's activations.
-    """
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        batch: int,
-        max_len: int,
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        heads = (config.resolved_kv_heads, config.resolved_head_dim)
-        shape = (config.num_layers, batch, max_len, *heads)  # [layers, b, max_len, kv, hd]
-        self.k = torch.empty(shape, device=device, dtype=dtype)
-        self.v = torch.empty(shape, device=device, dtype=dtype)
-        self.tokens = torch.empty(batch, max_len, device=device, dtype=torch.int64)
-        self.length = 0
-
-    def extend(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b s"]:
-        """Make room for new tokens; returns all of them, old and new."""
-        end = self.length + tokens.shape[1]
-        if tokens.shape[0] != self.tokens.shape[0] or end > self.tokens.shape[1]:
-            raise ValueError(
-                f"the cache holds {list(self.tokens.shape)} [b, max_len] tokens, {self.length} used"
-                f": {list(tokens.shape)} more do not fit, build a larger one"
-            )
-        self.tokens[:, self.length : end] = tokens
-        self.length = end
-        return self.tokens[:, :end]
-
-    def append(
-        self, layer: int, k: Float[Tensor, "b t kv hd"], v: Float[Tensor, "b t kv hd"]
-    ) -> tuple[Float[Tensor, "b s kv hd"], Float[Tensor, "b s kv hd"]]:
-        """Store one layer's keys and values of the newest t tokens; returns those of all tokens."""
-        new = slice(self.length - k.shape[1], self.length)
-        self.k[layer, :, new], self.v[layer, :, new] = k, v
-        return self.k[layer, :, : self.length], self.v[layer, :, : self.length]
 
 
 def num_parameters(model: nn.Module, *, trainable_only: bool = False) -> int:

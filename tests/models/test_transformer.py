@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from models.language.config import RopeScaling, TransformerConfig, flops_per_token
-from models.language.transformer import KVCache, Transformer, ngram_rows, num_parameters
+from models.language.inference.cache import KVCache
+from models.language.transformer import Transformer, ngram_rows, num_parameters
 
 VARIANTS = {
     "plain": {},
@@ -230,7 +231,7 @@ from jaxtyping import install_import_hook
 with install_import_hook("models", "beartype.beartype"):
     from models.language.config import TransformerConfig
     from models.language.inference.generation import generate
-    from models.language.transformer import KVCache, Transformer
+    from models.language.transformer import Transformer
     from models.language import huggingface
 import tempfile, torch
 options = dict(num_kv_heads=2, qk_norm=True, window=4, ngram_orders=[2])

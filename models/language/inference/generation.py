@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.language.transformer import KVCache, Transformer
+from kernels.kv_cache.layout import QuantSpec
+from models.language.inference.cache import KVCache
+from models.language.transformer import Transformer
 
 
 @torch.no_grad()
@@ -27,6 +29,7 @@ def generate(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
     stop_token: int | None = None,
+    quant: QuantSpec | None = None,
 ) -> Int[Tensor, "b n"]:
     """The prompt followed by up to `max_new_tokens` sampled tokens.
 
@@ -36,6 +39,7 @@ def generate(
         top_k: >= 1, or None for no limit.
         top_p: in (0, 1], or None for no limit.
         generator: source of the samples, on the model's device; None: torch's own.
+        quant: how the cache stores keys and values; None: as they are.
         stop_token: ends a row, which is then filled up with it; all rows ended end the call.
     Raises:
         ValueError: an argument out of its range.
@@ -45,7 +49,9 @@ def generate(
     weight = model.embed.weight
     kind = weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    cache = KVCache(model.config, b, t + max_new_tokens, device=weight.device, dtype=dtype)
+    cache = KVCache(
+        model.config, b, t + max_new_tokens, quant=quant, device=weight.device, dtype=dtype
+    )
     tokens, new = [prompt_tokens], prompt_tokens
     ended = torch.zeros(b, dtype=torch.bool, device=weight.device)
     for _ in range(max_new_tokens):

@@ -1,0 +1,109 @@
+"""The decoder's KV cache: pages of every layer, and which of them hold which row of the batch.
+
+Every row has its own pages, in order, from the start; `kernels.append_kv` writes to them and
+`kernels.extend_paged` reads them. A sliding window masks old entries rather than dropping them.
+
+Dimensions: b sequences, t tokens of this call, h query heads, kv key/value heads, hd head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kernels.kv_cache.append.op import append_kv
+from kernels.kv_cache.attention.op import extend_paged
+from kernels.kv_cache.layout import BlockTable, PagedKV, QuantSpec
+from models.language.config import TransformerConfig
+
+
+class KVCache:
+    """Keys, values and tokens of everything read so far; filled by `Transformer` under no_grad.
+
+    Args:
+        config: of the model it serves.
+        batch: sequences b.
+        max_len: tokens it can hold.
+        page: tokens of a page, a power of two, at least 16.
+        quant: how keys and values are stored; None: as they are.
+        device, dtype: those of the model's activations.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        batch: int,
+        max_len: int,
+        *,
+        page: int = 64,
+        quant: QuantSpec | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        each = -(-max_len // page)  # pages of a sequence
+        self.layers = [
+            PagedKV.create(
+                max(1, batch * each),
+                page,
+                config.resolved_kv_heads,
+                config.resolved_head_dim,
+                dtype=dtype,
+                quant=quant,
+                slots=batch,
+                device=device,
+            )
+            for _ in range(config.num_layers)
+        ]
+        self.tokens = torch.empty(batch, max_len, device=device, dtype=torch.int64)
+        self.length = 0
+        self._pages = torch.arange(batch * each).reshape(batch, each)
+        self._slots = torch.arange(batch) if self.layers[0].tail is not None else None
+
+    def extend(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b s"]:
+        """Make room for new tokens; returns all of them, old and new."""
+        b, t = tokens.shape
+        end = self.length + t
+        if b != self.tokens.shape[0] or end > self.tokens.shape[1]:
+            raise ValueError(
+                f"the cache holds {list(self.tokens.shape)} [b, max_len] tokens, {self.length} used"
+                f": {list(tokens.shape)} more do not fit, build a larger one"
+            )
+        self.tokens[:, self.length : end] = tokens
+        self.length = end
+        lengths = torch.full((b,), end)
+        self._table = BlockTable.create(self._pages, lengths, self.layers[0], self._slots)
+        device = self.tokens.device
+        self._bounds = torch.arange(0, b * t + 1, t, dtype=torch.int32, device=device)
+        self._rows = torch.arange(t, dtype=torch.int32, device=device).repeat(b)
+        return self.tokens[:, :end]
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "b t h hd"],
+        k: Float[Tensor, "b t kv hd"],
+        v: Float[Tensor, "b t kv hd"],
+        *,
+        rope: tuple[Float[Tensor, "t hd"], Float[Tensor, "t hd"]],
+        q_norm: Float[Tensor, " hd"] | None = None,
+        k_norm: Float[Tensor, " hd"] | None = None,
+        norm_eps: float = 1e-6,
+        window: int | None = None,
+    ) -> Float[Tensor, "b t h hd"]:
+        """Store one layer's keys and values of the newest t tokens, then attend to all tokens.
+
+        Args:
+            q, k, v: as projected; here they are normalised (with `q_norm`, `k_norm`) and rotated.
+            rope: cosines and signed sines of the t new positions.
+            window: tokens a query sees, itself included.
+        """
+        b, t = q.shape[:2]
+        pages = self.layers[layer]
+        q, k, v = (x.flatten(0, 1).to(pages.dtype) for x in (q, k, v))  # [b t, heads, hd]
+        turned = append_kv(
+            pages, self._table, k, v, q=q, cu_seqlens=self._bounds, rope=rope,
+            q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps, positions=self._rows,
+        )  # fmt: skip
+        out = extend_paged(turned, pages, self._table, cu_seqlens=self._bounds, window=window)
+        return out.unflatten(0, (b, t))
