@@ -10,8 +10,9 @@
         zero  = -low * (1 / scale), rounded to nearest even: an integer   x ~ (code - zero) * scale
         code  = x * (1 / scale), rounded to nearest even, + zero, in 0..15
 
-All of it is float32 arithmetic (scales of int4: then float16), and nothing is added to a product
-before it is rounded, which a GPU would fuse: so every implementation can choose the same codes.
+All of it is float32 arithmetic (scales of int4: then float16), 1 / 448, 1 / 127 and 1 / 15 are
+factors, and nothing is added to a product before it is rounded, which a GPU would fuse: so every
+implementation can choose the same codes.
 A zero is stored exactly, and a row, group or channel of zeros has the smallest scale. amax / 1024
 serves groups that hardly vary: it keeps zero points within 1024, where float16 has every integer.
 No value is off by more than half a scale (int4: and 0.01 of it, as the scale is rounded; beyond
@@ -40,7 +41,7 @@ LARGEST_ZERO = 1024.0
 def encode_rows(x: Float[Tensor, "*rows d"], kind: str) -> tuple[Tensor, Float[Tensor, "*rows"]]:
     """Codes of each row in the dtype of `kind` ("fp8", "int8"), and its scale in float32."""
     x = x.float()
-    scale = (x.abs().amax(-1) / LARGEST[kind]).clamp(min=SMALLEST_SCALE)
+    scale = (x.abs().amax(-1) * (1 / LARGEST[kind])).clamp(min=SMALLEST_SCALE)
     code = x * (1 / scale)[..., None]
     if kind == "fp8":
         return code.to(torch.float8_e4m3fn), scale
@@ -60,7 +61,7 @@ def encode_int4(x: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     x = x.float()
     low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
     largest = torch.maximum(-low, high)
-    scale = torch.maximum((high - low) / 15, largest / 1024).clamp(*INT4_SCALES).half()
+    scale = torch.maximum((high - low) * (1 / 15), largest / 1024).clamp(*INT4_SCALES).half()
     inverse = 1 / scale.float()
     zero = 0 - (low * inverse).clamp(-LARGEST_ZERO, LARGEST_ZERO).round()  # never -0.0
     code = torch.minimum(torch.maximum(x * inverse, -zero), 15 - zero).round() + zero
