@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,19 @@ def check_reproduce(words: list[str]) -> None:
             load_claims(word.removeprefix("paper="))
 
 
+def check_bench(words: list[str]) -> None:
+    from scripts.bench import parse
+
+    parse(words)
+
+
+def check_module(words: list[str]) -> None:
+    """`python -m kernels.audit ...`: the module exists, and takes these words."""
+    name, *given = words
+    run = importlib.import_module(f"{name}.run")
+    run.parse(given)
+
+
 def check_nothing(words: list[str]) -> None:
     """Words that other tests check."""
 
@@ -52,7 +67,7 @@ AFFERENT = {
     "train": check_train,
     "reproduce": check_reproduce,
     "report": check_nothing,
-    "bench": check_nothing,
+    "bench": check_bench,
     "--help": check_nothing,
 }
 
@@ -64,8 +79,16 @@ def test_every_command_is_one_that_exists(file: Path) -> None:
             subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
         elif words[0] == "afferent":
             AFFERENT[words[1]](words[2:])
+        elif words[:2] == ["python", "-m"]:
+            check_module(words[2:])
         else:
             assert words[0] == "source", f"{file}: nothing checks `{' '.join(words)}`"
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_every_python_line_runs(file: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", file.read_text(), flags=re.S):
+        subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("file", READMES, ids=lambda f: str(f.relative_to(ROOT)))

@@ -2,6 +2,8 @@
 
     README.md                        between <!-- generated:papers --> and <!-- /generated -->
     experiments/<paper>/README.md    between <!-- generated:results --> and <!-- /generated -->
+    experiments/kernels/README.md    generated:audit, generated:parity, generated:bench, from what
+                                     those commands recorded
 
 A test fails when a README differs from what its results say (`stale_tables`), or when results were
 judged by other claims than claims.yaml has now (`stale_results`).
@@ -52,14 +54,30 @@ def rendered(root: Path) -> list[tuple[Path, str]]:
     for claims in every:
         file = claims.file.parent / "README.md"
         writers.append((file, "results", lambda claims=claims: results_section(claims)))
-    return [
-        (file, with_section(file, kind, write)) for file, kind, write in writers if file.exists()
+    found = [
+        (file, with_section(file, file.read_text(), kind, write))
+        for file, kind, write in writers
+        if file.exists()
     ]
+    kernels = experiments / "kernels" / "README.md"
+    return [*found, (kernels, kernels_page(kernels))] if kernels.exists() else found
 
 
-def with_section(file: Path, kind: str, write: Callable[[], str]) -> str:
+def kernels_page(file: Path) -> str:
+    """The README of the kernels: what the audit, the parity runs and the benchmark recorded."""
+    from kernels.audit import table as audit
+    from kernels.bench import table as bench
+    from kernels.parity import table as parity
+
+    results = file.parent / "results" / "h200.json"
+    text = with_section(file, file.read_text(), "audit", audit.markdown)
+    text = with_section(file, text, "parity", parity.markdown)
+    return with_section(file, text, "bench", lambda: bench.markdown(results))
+
+
+def with_section(file: Path, text: str, kind: str, write: Callable[[], str]) -> str:
     """The file's text with its generated section replaced; unchanged if it has none."""
-    text, begin = file.read_text(), f"<!-- generated:{kind} -->"
+    begin = f"<!-- generated:{kind} -->"
     head, found, rest = text.partition(begin)
     if not found:
         return text

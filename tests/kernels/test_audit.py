@@ -1,0 +1,187 @@
+"""The compile audit: it runs in full, its rules catch what they are for, its record is current."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from kernels.audit import run, table
+from kernels.audit.judge import controls, faults
+from kernels.audit.run import all_specs, fingerprint, operations
+from kernels.launch import capture
+from kernels.tiles import TUNED, Tile, override, pick, rows
+from tests.helpers import ROOT
+
+
+@pytest.mark.slow
+def test_every_shipped_tile_compiles_as_it_must() -> None:
+    """`python -m kernels.audit`, its controls included."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "kernels.audit"],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("control fails as it must") == len(list(controls()))
+
+
+def test_every_row_of_every_table_is_audited() -> None:
+    """A tile that ships without an audit would be found here."""
+    audited = {
+        (spec.compilation.kernel.rpartition(":")[2], spec.compilation.arch, blocks(spec))
+        for spec in all_specs(operations())
+    }
+    tables = {spec[0] for spec in audited}
+    for file in TUNED.glob("*.json"):
+        for row in rows(file.stem):
+            if row.arch == 0:
+                continue
+            wanted = tuple(sorted(row.tile.blocks.items())), row.tile.num_warps, row.tile.num_stages
+            found = [a for a in audited if a[1] == row.arch and a[2] == wanted]
+            assert found, f"{file.stem}: {row} is not audited"
+    assert len(tables) >= len(list(TUNED.glob("*.json"))) - 1
+
+
+def blocks(spec) -> tuple:
+    compilation = spec.compilation
+    sizes = {k: v for k, v in compilation.constants.items() if k.startswith("BLOCK")}
+    kept = {k: v for k, v in sizes.items() if k not in DERIVED}
+    return tuple(sorted(kept.items())), compilation.num_warps, compilation.num_stages
+
+
+DERIVED = ("BLOCK_D",)
+"Blocks that follow from the head width, not from the table."
+
+
+def test_names_are_unique_so_that_no_report_hides_another() -> None:
+    names = [spec.name for spec in all_specs(operations())]
+    assert len(names) == len(set(names))
+
+
+@pytest.fixture(scope="module")
+def spec():
+    """A forward tile of sm_90 that reads through descriptors."""
+    return next(
+        s
+        for s in all_specs(["attention"], ["90"])
+        if s.compilation.descriptors and not s.compilation.warp_specialize
+    )
+
+
+FINE = {
+    "registers": 160,
+    "stack": 0,
+    "shared": 100_000,
+    "instructions": {"HGMMA": 8, "UTMALDG": 4, "setmaxnreg": 0},
+}
+
+
+def test_a_clean_report_has_no_fault(spec) -> None:
+    assert faults(spec, FINE, budget=155) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"stack": 8}, "spills"),
+        ({"instructions": {**FINE["instructions"], "LDL": 1}}, "spills"),
+        ({"instructions": {**FINE["instructions"], "STL": 2}}, "spills"),
+        ({"shared": 232_449}, "shared memory"),
+        ({"instructions": {"UTMALDG": 4}}, "no tensor-core instruction"),
+        ({"instructions": {"HGMMA": 8, "HMMA": 1, "UTMALDG": 4}}, "other tensor-core"),
+        ({"instructions": {"HGMMA": 8}}, "no UTMALDG"),
+        ({"registers": 170}, "170 registers, 160 were recorded"),
+        ({"error": "PassManager::run failed"}, "does not compile"),
+    ],
+)
+def test_each_rule_catches_what_it_is_for(spec, change, fault) -> None:
+    report = change if "error" in change else {**FINE, **change}
+    assert any(fault in found for found in faults(spec, report, budget=160))
+
+
+def test_warp_specialisation_without_setmaxnreg_is_a_fault(spec) -> None:
+    split = replace(spec, compilation=replace(spec.compilation, warp_specialize=True))
+    assert any("setmaxnreg" in found for found in faults(split, FINE))
+
+
+@pytest.mark.parametrize("triton", ["3.6.0", "3.7.1", "3.9.0"])
+def test_the_record_of_each_supported_triton_is_of_these_sources(triton) -> None:
+    record = run.read_record(triton)
+    assert record is not None, "python -m kernels.audit write=true"
+    assert record["sources"] == fingerprint(), "kernels changed: python -m kernels.audit write=true"
+    assert set(record["tiles"]) == {spec.name for spec in all_specs(operations())}
+
+
+def test_the_installed_triton_is_one_of_those_recorded() -> None:
+    assert version("triton") in [record["triton"] for record in table.records()]
+
+
+def test_the_launch_decides_what_is_compiled() -> None:
+    """Types, divisibility and ones are those of the arguments, as Triton specialises them."""
+    from kernels.attention.launch import forward
+
+    q = torch.empty(2, 48, 4, 64, dtype=torch.bfloat16, device="meta")
+    k = torch.empty(2, 48, 1, 64, dtype=torch.bfloat16, device="meta")
+    with capture(90) as launched:
+        forward(q, k, k, None, None, None, None, 2**30, 0, 0.1, 0.0)
+    (compilation,) = launched
+    assert compilation.signature["q"] == "*bf16" and compilation.signature["scale"] == "fp32"
+    assert compilation.signature["prefix_k"] == "constexpr"
+    assert compilation.constants["prefix_k"] is None and compilation.constants["GROUP"] == 4
+    assert {"q", "t", "q_t"} <= set(compilation.divisible) and "after" in compilation.divisible
+
+
+def test_a_tile_is_that_of_the_nearest_row() -> None:
+    def blocks_of(**keys):
+        return pick("attention_forward", keys.pop("arch"), **keys)
+
+    plain = {"bytes": 2, "softcap": 0}
+    assert blocks_of(arch=90, head_dim=80, **plain) == blocks_of(arch=90, head_dim=128, **plain)
+    assert blocks_of(arch=89, head_dim=64, **plain) == blocks_of(arch=80, head_dim=64, **plain)
+    assert blocks_of(arch=120, head_dim=64, **plain) == blocks_of(arch=100, head_dim=64, **plain)
+    assert not blocks_of(
+        arch=90, head_dim=128, **plain
+    ).warp_specialize  # candidates are not picked
+    with pytest.raises(ValueError, match="no tile of attention_forward"):
+        blocks_of(arch=90, head_dim=512, **plain)
+    with override("attention_forward", Tile({"BLOCK_M": 1})):
+        assert blocks_of(arch=90, head_dim=512, **plain).blocks == {"BLOCK_M": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ops=attension"], "there is no such op: use"),
+        (["op=attention"], "there is no key `op`"),
+        (["jobs=0"], "at least 1"),
+        (["write=yes"], "must be true or false"),
+        (["write=true", "arch=90"], "leave ops and arch out"),
+        (["arch=42"], "no tile is for it"),
+    ],
+)
+def test_wrong_words_are_said_and_nothing_is_compiled(words, message, capsys) -> None:
+    assert run.main(words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_record_is_written_whole(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(run, "RECORDED", tmp_path)
+    monkeypatch.setattr(table, "RECORDED", tmp_path)
+    run.write_record("3.7.1", {"attention_forward bfloat16 d64 causal sm_90 128x128 w8 s2": FINE})
+    record = json.loads((tmp_path / "3.7.1.json").read_text())
+    assert record["sources"] == fingerprint() and len(record["tiles"]) == 1
+    text = table.markdown()
+    assert (
+        "| 3.7.1 | 1 of 1 |" in text and "| `attention_forward` | sm_90 | 1 | 160 | 100 |" in text
+    )
