@@ -2,10 +2,10 @@
 
     impl        what runs
     triton      our kernels, on a GPU
-    interpret   our kernels, interpreted on CPU tensors (a process with TRITON_INTERPRET=1): for tests
-    torch       plain torch operators, any device, derivatives of any order
+    interpret   the same, interpreted on the CPU (in a process with TRITON_INTERPRET=1): for tests
+    torch       plain torch operators, any device
     sdpa, flex  torch's scaled_dot_product_attention and flex_attention, where an op has them
-    auto        triton where it can, else the op's torch path; `record` and the log say which, and why
+    auto        triton where it can, else a torch path; `record` and the log say which, and why
 
 An implementation asked for by name runs, or raises ValueError with the reason: it never falls back.
 """
@@ -26,7 +26,7 @@ log = logging.getLogger("afferent.kernels")
 
 @dataclass(frozen=True)
 class Choice:
-    """What ran: the op, its implementation, and why ("asked for", or what kept "auto" from more)."""
+    """What ran: the op, its implementation, and why: "asked for", or what "auto" went by."""
 
     op: str
     impl: str

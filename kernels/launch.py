@@ -1,8 +1,8 @@
 """Launching a Triton kernel, or noting what the launch would compile.
 
 Every launcher goes through `launch`. Inside `capture` nothing runs: the arguments are turned into
-the signature that Triton would compile for them (types, 16-byte divisibility, ones as constants), so
-that the audit compiles what is really launched, from meta tensors and without a GPU.
+the signature that Triton would compile for them (types, 16-byte divisibility, ones as constants),
+so that the audit compiles what is really launched, from meta tensors and without a GPU.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 `tuned/<kernel>.json` lists rows {arch, <keys>, <BLOCK_...>, num_warps, num_stages, ...}. A lookup
 takes the rows of the newest listed chip that is not newer than the device, then, key by key, those
-with the smallest value that is not below what was asked. Nothing is tuned at import: a table changes
-by a commit, and the audit compiles every row of it.
+with the smallest value that is not below what was asked. Nothing is tuned at import: a table
+changes by a commit, and the audit compiles every row of it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Causality, a sliding window, documents in a row and packed sequences of different lengths all let
 query i see the keys first_i <= j < last_i, and both ends only grow with i. Hence a tile of queries
 needs the keys from its smallest first to its largest last, those between its largest first and its
-smallest last need no mask, and, in the backward pass, the queries that see key j are an interval too.
+smallest last need no mask, and in the backward pass the queries that see key j are an interval too.
 
 Dimensions: b batch, t queries, s keys.
 """

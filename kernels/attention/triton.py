@@ -1,4 +1,4 @@
-"""Attention forward and the merge of partial results, in Triton.
+"""Attention forward, in Triton.
 
 FlashAttention-2 (Dao, 2023, arXiv:2307.08691, algorithm 1) with the online softmax of Milakov and
 Gimelshein (2018, arXiv:1805.02867). One program computes BLOCK_M queries of one head:
@@ -16,12 +16,13 @@ Gimelshein (2018, arXiv:1805.02867). One program computes BLOCK_M queries of one
         l = a l + rowsum P,  O = a O + P V
     O = O / l,  LSE = m + log l                    a query that sees nothing: O = 0, LSE = -inf
 
-Exponentials are of base 2: the scale carries log2 e, and is applied after the row maximum. A sink (a
-logit of its own per head, whose value is zero; gpt-oss, 2025, arXiv:2508.10925) is where m and l
-start. Which keys a query sees is an interval (`intervals.py`); only tiles at its two ends are masked.
+Exponentials are of base 2: the scale carries log2 e, and is applied after the row maximum. A sink
+(a logit of its own per head, whose value is zero; gpt-oss, 2025, arXiv:2508.10925) is where m and l
+start. Which keys a query sees is an interval (`intervals.py`); only tiles at its ends are masked.
 Later blocks of queries, which see more under causality, start first.
 
-Dimensions: b batch, t queries, s keys, p prefix rows, h query heads, kv key/value heads, d head width.
+Dimensions: b batch, t queries, s keys, p prefix rows, h query heads, kv key/value heads, d head
+width.
 """
 
 from __future__ import annotations

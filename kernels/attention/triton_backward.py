@@ -4,12 +4,12 @@ FlashAttention-2 (Dao, 2023, arXiv:2307.08691, algorithm 2), as separate sweeps.
 probabilities P and log-sum-exp LSE of the forward pass, recomputed tile by tile, and the gradients
 dO and dLSE of both results:
 
-    delta = rowsum(O dO) - dLSE                         attention_delta, once per query
+    delta = rowsum(O dO) - dLSE                     attention_delta, once per query
     P = exp(S - LSE)
-    dV = P^T dO                                         attention_dk_dv: one program per tile of keys
-    dS = P (dO V^T - delta)                               sweeps the queries that see it, over all
-    dK = dS^T Q * scale                                   query heads of its group
-    dQ = dS K * scale                                   attention_dq: one program per tile of queries
+    dV = P^T dO                                     attention_dk_dv: one program per tile of keys
+    dS = P (dO V^T - delta)                           sweeps the queries that see it, over all
+    dK = dS^T Q * scale                               query heads of its group
+    dQ = dS K * scale                               attention_dq: one program per tile of queries
 
                  queries that see key j (`intervals.transposed`)
            +------------------------------+

@@ -41,7 +41,8 @@ def kernels(audit: Mapping[str, Any]) -> Iterator[str]:
         words = name.split()
         chip = next(word for word in words if word.startswith(("sm_", "gfx")))
         groups.setdefault((words[0], chip), []).append(report)
-    yield f"| kernel (Triton {audit['triton']}) | chip | tiles | registers | shared, kB | products |"
+    title = f"kernel (Triton {audit['triton']})"
+    yield f"| {title} | chip | tiles | registers | shared, kB | instructions |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for (kernel, chip), reports in groups.items():
         counts = [report["instructions"] for report in reports]

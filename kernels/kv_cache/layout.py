@@ -6,17 +6,17 @@ in order: token j of request r is at slot j % page of page pages[r, j // page].
 
     data   [pages, 2, page, kv, d]      keys, then values: vLLM's NHD layout
 
-    quantisation   data                  scales
-    none           the model's dtype
-    fp8            float8_e4m3fn         scales [pages, 2, page, kv] float32: one per token and head,
-    int8           int8                    x = code * scale, symmetric
-    int4           uint8, d / 2 bytes    keys: key_scales, key_zeros [pages, kv, d] float16, one per
-                                           page, head and channel (KIVI: Liu et al., 2024,
-                                           arXiv:2402.02750); a page is quantised when it is full, until
-                                           then its keys are in tail [slots, page, kv, d]
-                                         values: value_scales, value_zeros [pages, page, kv, d / group]
-                                           float16, one per token, head and group of channels
-                                         x = (code - zero) * scale, codes 0..15
+    quantised   data                 scales
+    none        the model's dtype
+    fp8         float8_e4m3fn        scales [pages, 2, page, kv] float32: one per token and head,
+    int8        int8                   x = code * scale, symmetric
+    int4        uint8, d / 2 bytes   keys: key_scales, key_zeros [pages, kv, d] float16, one for each
+                                       page, head and channel (KIVI: Liu et al., 2024,
+                                       arXiv:2402.02750); a page is quantised when it is full, until
+                                       then its keys are in tail [slots, page, kv, d]
+                                     values: value_scales, value_zeros [pages, page, kv, d / group]
+                                       float16, one per token, head and group of channels
+                                     x = (code - zero) * scale, codes 0..15
 
 A byte of int4 holds channel c in its low and channel c + d/2 in its high half, so that a tile of
 bytes unpacks into two contiguous tiles of channels.

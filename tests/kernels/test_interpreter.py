@@ -20,7 +20,7 @@ FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_interpreted(file: Path) -> None:
     """Every test of the file runs, none is skipped, all pass."""
-    assert tuple(map(int, np.__version__.split(".")[:2])) < (2, 4), "the interpreter needs numpy<2.4"
+    assert tuple(map(int, np.__version__.split(".")[:2])) < (2, 4), "it needs numpy<2.4"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", str(file)],
         cwd=ROOT,

@@ -33,7 +33,7 @@ def specs() -> Iterator[Spec]:
 
 
 def cores(table: str, row: Row) -> str | None:
-    """float32 is multiplied exactly, without tensor cores; tiles below 64 rows by the older ones."""
+    """float32 is multiplied exactly, without tensor cores; below 64 rows the older ones serve."""
     if row.keys["bytes"] == 4:
         return None
     height = row.tile.blocks["BLOCK_N" if "dk_dv" in table else "BLOCK_M"]
