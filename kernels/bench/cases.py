@@ -161,20 +161,22 @@ def tile_label(tile: Tile) -> str:
 
 
 def picked(table: str, arch: int | str, **keys: int) -> str:
-    """Label of the tile that a call on `arch` uses; '' where the table has none."""
+    """Label of the tile that a call on `arch` uses; '' where there is none, and for no chip."""
+    return tile_label(tile) if arch and (tile := _pick(table, arch, keys)) else ""
+
+
+def _pick(table: str, arch: int | str, keys: Mapping[str, int]) -> Tile | None:
+    """None where the table has no such row. A label is not worth the end of a benchmark."""
     try:
-        return tile_label(pick(table, arch, **keys))
-    except ValueError:
-        return ""
+        return pick(table, arch, **keys)
+    except (ValueError, KeyError, OSError):
+        return None
 
 
 def variants(table: str, arch: int | str, **keys: int) -> Iterator[tuple[str, Tile]]:
     """The other rows of a tile table that `arch` can run for the same keys: candidates first."""
-    if arch == 0:
-        return
-    try:
-        chosen = pick(table, arch, **keys)
-    except ValueError:
+    chosen = _pick(table, arch, keys) if arch else None
+    if chosen is None:
         return
     same = next((row.keys for row in rows(table) if row.tile == chosen), {})
     others = [

@@ -157,7 +157,7 @@ def entries(problem: Problem, at: Setting) -> Iterator[Entry]:
 
     prepare, kernels = partial(ours, at.impl), ("append_rows",)
     keys = {"head_dim": problem.d}
-    note = picked("kv_append", at.arch, **keys) if at.arch else ""
+    note = picked("kv_append", at.arch, **keys)
     yield Entry("triton", prepare, ours=True, kernels=kernels, on_cpu=True, note=note)
     yield Entry(
         "torch eager",

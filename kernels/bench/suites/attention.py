@@ -237,7 +237,7 @@ def ours_of(problem: Problem, at: Setting) -> Attention:
         return attend
 
     table = "attention_dq" if problem.mode == "backward" else "attention_forward"
-    note = picked(table, at.arch, **problem.keys) if at.arch else ""
+    note = picked(table, at.arch, **problem.keys)
     kernels = (("attention_forward",), ("attention_dk_dv",))
     return Attention("triton", prepare, kernels, ours=True, note=note)
 

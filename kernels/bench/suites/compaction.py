@@ -152,10 +152,8 @@ def draw_pages(problem: Problem, device: torch.device, seed: int) -> Inputs:
 
 
 def gather_entries(problem: Problem, at: Setting) -> Iterator[Entry]:
-    note = ""
-    if at.arch:
-        size = problem.dtype.itemsize if problem.kind == "none" else 1
-        note = picked("kv_gather", at.arch, bytes=size, head_dim=problem.d)
+    size = problem.dtype.itemsize if problem.kind == "none" else 1
+    note = picked("kv_gather", at.arch, bytes=size, head_dim=problem.d)
     kernels = ("gather_kept",)
     yield Entry(
         "triton",

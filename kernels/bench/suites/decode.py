@@ -41,7 +41,7 @@ SOURCES = (
     "kv_cache/*.py",
     "attention/*merge*.py",
     "tuned/merge_states.json",
-    "tuned/paged_attention.json",
+    "tuned/paged_*.json",
     "language.py",
     "launch.py",
     "tiles.py",
@@ -163,8 +163,9 @@ def entries(problem: Problem, at: Setting) -> Iterator[Entry]:
             note="the pages are gathered in the timed call",
         )
         entry = ours(problem, at, "none")
-        for label, tile in variants("paged_attention", at.arch, **keys(problem, "none")):
-            prepare = with_tile("paged_attention", tile, entry.prepare)
+        table, keys = tiles(problem, "none")
+        for label, tile in variants(table, at.arch, **keys):
+            prepare = with_tile(table, tile, entry.prepare)
             yield Entry(f"triton [{label}]", prepare, ours=True, variant=True, kernels=KERNEL)
     else:
         yield Entry(
@@ -175,12 +176,13 @@ def entries(problem: Problem, at: Setting) -> Iterator[Entry]:
         )
 
 
-def keys(problem: Problem, kind: str) -> dict[str, int]:
-    """Of the tile table."""
+def tiles(problem: Problem, kind: str) -> tuple[str, dict[str, int]]:
+    """The tile table of a call, and its keys there."""
     size = problem.dtype.itemsize
+    if problem.t == 1:
+        return "paged_decode", {"bytes": size, "head_dim": problem.d}
     bits = {"none": 8 * size, "int8": 8, "fp8": 8, "int4": 4}[kind]
-    rows = min(problem.t * problem.h // problem.kv, 128)
-    return {"bytes": size, "bits": bits, "rows": rows, "head_dim": problem.d}
+    return "paged_extend", {"head_dim": problem.d, "bits": bits}
 
 
 def ours(problem: Problem, at: Setting, kind: str) -> Entry:
@@ -191,13 +193,14 @@ def ours(problem: Problem, at: Setting, kind: str) -> Entry:
             return lambda: decode_paged(q, cache, table, impl=at.impl)
         return lambda: extend_paged(q, cache, table, cu_seqlens=cu_seqlens, impl=at.impl)
 
+    table, keys = tiles(problem, kind)
     return Entry(
         "triton" if kind == "none" else f"triton {kind}",
         prepare,
         ours=True,
         kernels=KERNEL,
         on_cpu=True,
-        note=picked("paged_attention", at.arch, **keys(problem, kind)) if at.arch else "",
+        note=picked(table, at.arch, **keys),
         work=None if kind == "none" else work(problem, kind),
         expected=None if kind == "none" else partial(oracle, problem, kind),
     )

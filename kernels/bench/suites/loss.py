@@ -117,7 +117,7 @@ def entries(problem: Problem, at: Setting) -> Iterator[Entry]:
         return linear_cross_entropy(hidden, weight, inputs["targets"], impl=at.impl)
 
     keys = {"bytes": problem.dtype.itemsize}
-    note = picked("linear_logsumexp", at.arch, **keys) if at.arch else ""
+    note = picked("linear_logsumexp", at.arch, **keys)
     prepare, kernels = partial(step, problem, ours), ("linear_logsumexp",)
     yield Entry("triton", prepare, ours=True, kernels=kernels, on_cpu=True, note=note)
     function = distilled if problem.k else plain
