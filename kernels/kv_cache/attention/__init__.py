@@ -1,0 +1,1 @@
+"""Attention over a paged cache: `op.py` has the public functions."""
