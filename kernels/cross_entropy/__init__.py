@@ -1,0 +1,1 @@
+"""Losses of a linear head without its logits: `kernels.cross_entropy.op` has the functions."""
