@@ -18,6 +18,7 @@ FUNCTIONS = {
     "OutOfPages": "kernels.kv_cache.pool",
     "PagePool": "kernels.kv_cache.pool",
     "adaptive_budgets": "kernels.kv_cache.compaction.selection",
+    "append_kv": "kernels.kv_cache.append.op",
     "attention": "kernels.attention.op",
     "average_rotation": "kernels.kv_cache.compaction.scores",
     "compact_kv": "kernels.kv_cache.compaction.op",

@@ -29,7 +29,7 @@ POSITIONS = 4096
 "Rows of the rotation's tables."
 
 STORED = ("data", "scales", "key_scales", "key_zeros", "value_scales", "value_zeros", "tail")
-CODES = 0.1
+CODES = 0.02
 "Share of codes that may be neighbours of the right ones, where any may."
 
 
@@ -51,7 +51,7 @@ def draw(
     h, kv = rng.choice(HEADS[size])
     r = rng.choice([1, 2, 3, 5])
     held = [rng.choice([0, 1, page - 1, page, rng.randint(0, 3 * page)]) for _ in range(r)]
-    new = [rng.choice([0, 1, page, rng.randint(1, 2 * page + 3)]) for _ in range(r)]
+    new = [rng.choice([0, 1, page, rng.randint(1, 3 * page + 3)]) for _ in range(r)]
     if not any(new):
         new[0] = 3
     group = rng.choice([g for g in (4, 5, 16, 32, 64, d) if d % g == 0 and g * 8 >= d])
