@@ -16,6 +16,8 @@ rows, h query heads, kv key/value heads, d head width.
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -26,6 +28,16 @@ from kernels.attention import intervals as masks
 from kernels.dispatch import arch, resolve
 
 Prefix = tuple[Float[Tensor, "p kv d"], Float[Tensor, "p kv d"]]
+
+
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[False] = False, **options: Any
+) -> Tensor: ...
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, return_lse: Literal[True], **options: Any
+) -> tuple[Tensor, Tensor]: ...
 
 
 def attention(
@@ -89,6 +101,8 @@ def attention(
     )
     t, s, d = q.shape[1], k.shape[1], q.shape[3]
     scale = d**-0.5 if scale is None else float(scale)
+    if window is not None and window >= s:  # it hides nothing
+        window = None
     before, after = masks.reach(causal, window)
     ragged = segments is not None or cu_seqlens_q is not None
 

@@ -8,6 +8,8 @@ Dimensions: b sequences, t tokens of this call, h query heads, kv key/value head
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -101,9 +103,9 @@ class KVCache:
         b, t = q.shape[:2]
         pages = self.layers[layer]
         q, k, v = (x.flatten(0, 1).to(pages.dtype) for x in (q, k, v))  # [b t, heads, hd]
-        turned = append_kv(
+        turned = cast(Tensor, append_kv(
             pages, self._table, k, v, q=q, cu_seqlens=self._bounds, rope=rope,
             q_norm=q_norm, k_norm=k_norm, norm_eps=norm_eps, positions=self._rows,
-        )  # fmt: skip
+        ))  # fmt: skip
         out = extend_paged(turned, pages, self._table, cu_seqlens=self._bounds, window=window)
-        return out.unflatten(0, (b, t))
+        return cast(Tensor, out).unflatten(0, (b, t))
