@@ -113,9 +113,9 @@ def fingerprint() -> str:
         tree = ast.parse(file.read_text())
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-                if isinstance(body[0].value, ast.Constant):
-                    body[0].value.value = ""
+            first = body[0] if isinstance(body, list) and body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                first.value.value = ""
         digest.update(ast.dump(tree).encode())
     for file in sorted((KERNELS / "tuned").glob("*.json")):
         digest.update(json.dumps(json.loads(file.read_text())["rows"]).encode())

@@ -10,7 +10,7 @@ in order: token j of request r is at slot j % page of page pages[r, j // page].
     none        the model's dtype
     fp8         float8_e4m3fn        scales [pages, 2, page, kv] float32: one per token and head,
     int8        int8                   x = code * scale, symmetric
-    int4        uint8, d / 2 bytes   keys: key_scales, key_zeros [pages, kv, d] float16, one for each
+    int4        uint8, d / 2 bytes   keys: key_scales, key_zeros [pages, kv, d] float16, one of a
                                        page, head and channel (KIVI: Liu et al., 2024,
                                        arXiv:2402.02750); a page is quantised when it is full, until
                                        then its keys are in tail [slots, page, kv, d]
