@@ -4,6 +4,7 @@ meaning, what the codes stand for, and what is refused."""
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -345,3 +346,9 @@ def test_what_the_kernels_cannot_do_is_refused_with_the_reason() -> None:
         with assume_arch(90), pytest.raises(ValueError, match=said):
             setup.append(impl="triton")
         setup.append(impl="auto")
+    setup = Setup("int4", [5])
+    scattered = setup.cache.tail.mT.contiguous().mT
+    setup.cache = replace(setup.cache, tail=scattered)
+    with assume_arch(90), pytest.raises(ValueError, match="of the cache's tail must be contiguous"):
+        setup.append(impl="triton")
+    setup.append(impl="auto")

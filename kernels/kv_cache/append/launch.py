@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.attention.launch import dense_rows, padded
 from kernels.dispatch import arch
 from kernels.launch import launch
 from kernels.tiles import pick
@@ -46,7 +47,10 @@ def append(
 
     (n, kv, d), r, page = k.shape, len(lengths), data.shape[2]
     h = 0 if q is None else q.shape[1]
-    q, k, v = (None if x is None else _dense_rows(x) for x in (q, k, v))
+    q, k, v, pages, lengths, tails, cu_seqlens, positions, q_norm, k_norm = (
+        None if x is None else dense_rows(x)
+        for x in (q, k, v, pages, lengths, tails, cu_seqlens, positions, q_norm, k_norm)
+    )
     turned = k.new_empty(0) if q is None else q.new_empty(q.shape)
     half, chip = (d + 1) // 2, arch(k.device)
     shared: dict[str, Any] = {
@@ -71,7 +75,7 @@ def append(
         **_strides("data_", "pwsh", data), **_strides("scales_", "pwsh", scales),
         **_strides("values_", "psh", value_scales),
         H=h, GROUP=0 if value_scales is None else d // value_scales.shape[3], KIND=kind,
-        BLOCK_C=_padded(half),
+        BLOCK_C=padded(half),
     )  # fmt: skip
     if kind == "int4":
         tile = pick("kv_append_int4_keys", chip, page=page)
@@ -85,15 +89,6 @@ def append(
             **_strides("tail_", "psh", tail),
         )  # fmt: skip
     return turned
-
-
-def _dense_rows(x: Tensor) -> Tensor:
-    """x with its last dimension contiguous, copied only if it is not."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _padded(width: int) -> int:
-    return 1 << (width - 1).bit_length()
 
 
 def _strides(name: str, letters: str, x: Tensor | None) -> dict[str, int]:

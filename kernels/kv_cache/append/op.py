@@ -177,8 +177,16 @@ def _kernel_refusal(cache: PagedKV) -> str | None:
         return f"the kernels take heads of up to 256, not {cache.d}"
     if cache.quant.kind == "int4" and cache.page > 256:
         return f"the kernels hold a page of int4 keys, of up to 256 tokens, not {cache.page}"
-    if cache.data.stride(-1) != 1:
-        return "the last dimension of the cache's data must be contiguous"
+    for name in ("data", "key_scales", "value_scales", "tail"):
+        x = getattr(cache, name)
+        if x is not None and x.shape[-1] > 1 and x.stride(-1) != 1:
+            return f"the last dimension of the cache's {name} must be contiguous"
+    for scales, zeros in (
+        (cache.key_scales, cache.key_zeros),
+        (cache.value_scales, cache.value_zeros),
+    ):
+        if scales is not None and scales.stride() != zeros.stride():
+            return "scales and zero points of the cache must have the same strides"
     return None
 
 

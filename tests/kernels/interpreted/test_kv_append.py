@@ -87,6 +87,34 @@ def test_tiles_do_not_change_what_is_written(kind: str) -> None:
         assert not wrong, wrong
 
 
+def test_every_stride_is_respected() -> None:
+    """The cache in a layout of heads before tokens; every vector with gaps."""
+    kind, held, new = "int4", [3, 0], [20, 17]
+
+    def strided(x: torch.Tensor) -> torch.Tensor:
+        return x.repeat_interleave(2, -1)[..., ::2]
+
+    def permuted(x: torch.Tensor) -> torch.Tensor:
+        order = (*range(x.ndim - 3), x.ndim - 2, x.ndim - 3, x.ndim - 1)
+        return x.permute(order).contiguous().permute(order)
+
+    def append(cache: PagedKV, table: BlockTable, k, v, *, cu_seqlens, **more):
+        moved = parity.mapped(cache, permuted)
+        table = BlockTable(strided(table.pages), strided(table.lengths), strided(table.tails))
+        k, v, ends = strided(k), strided(v), strided(cu_seqlens)
+        out = append_kv(moved, table, k, v, cu_seqlens=ends, impl="interpret", **more)
+        for name in parity.STORED:
+            if getattr(cache, name) is not None:
+                parity.bits(getattr(cache, name)).copy_(parity.bits(getattr(moved, name)))
+        return out
+
+    weight = strided(torch.rand(16, generator=torch.Generator().manual_seed(8)))
+    before, expected, _ = written(reference.append_kv, kind, held, new, k_norm=weight)
+    _, got, _ = written(append, kind, held, new, k_norm=weight)
+    wrong = [c for c in parity.compare_caches(before, expected, got, True) if not c.holds]
+    assert not wrong, wrong
+
+
 def arguments(kind: str, **changes: Any) -> dict[str, Any]:
     """Arguments of the operator: a zeroed cache, two requests, everything asked for."""
     generator = torch.Generator().manual_seed(6)
