@@ -6,9 +6,9 @@
 
 A tile passes if it does not spill (stack 0, no local loads or stores), fits its chip's shared
 memory, and uses what it is meant to: tensor cores, TMA where it reads through descriptors,
-setmaxnreg where it splits warps. Registers may exceed what was recorded for this Triton version by 8. A known
-spiller, a tile too large for its chip and one whose warps are not split though it says so are
-compiled too, and must fail. Exit code 1 if anything does not come out so.
+setmaxnreg where it splits warps. Registers may exceed what was recorded for this Triton version by
+8. A known spiller, a tile too large for its chip and one whose warps are not split though it says
+so are compiled too, and must fail. Exit code 1 if anything does not come out so.
 """
 
 from __future__ import annotations
