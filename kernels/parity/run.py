@@ -22,7 +22,7 @@ from kernels.parity.case import Case, Comparison
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 RECORDED = Path(__file__).parent / "recorded"
-NOT_OPS = ("case", "run")
+NOT_OPS = ("case", "run", "table")
 HELP = """{python} -m kernels.parity [impl=interpret|triton|torch] [ops=NAME,...] [count=N] ...
 
 The kernels of every op against their float64 definitions, on random inputs.
