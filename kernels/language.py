@@ -22,6 +22,12 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def soft_cap(s, scale, softcap):
+    """softcap tanh(scale s / softcap); 2 sigmoid(2x) - 1 is tanh, which Triton lacks."""
+    return softcap * (2.0 * tl.sigmoid(2.0 * scale / softcap * s) - 1.0)
+
+
+@triton.jit
 def load_rows(source, start, rows, stride, columns, limit, D: tl.constexpr, MASKED: tl.constexpr):
     """Rows start + rows of a matrix [limit, D], as a tile; what lies outside of it reads as zero.
 

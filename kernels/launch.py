@@ -84,6 +84,27 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
             kernel[grid](**arguments, num_warps=tile.num_warps, num_stages=tile.num_stages)
 
 
+def cdiv(rows: int, block: int) -> int:
+    """Blocks that hold so many rows."""
+    return -(-rows // block)
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x with its last dimension contiguous, copied only if it is not."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How the tensor cores multiply: float32 exactly, unless torch was told otherwise."""
+    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact else "tf32"
+
+
+def padded(d: int) -> int:
+    """Width of a tile for heads of d: a power of two that `tl.dot` takes."""
+    return max(16, 1 << (d - 1).bit_length())
+
+
 def _compilation(kernel: Any, chip: int | str, tile: Tile, arguments: dict) -> Compilation:
     declared_constants = {kernel.arg_names[index] for index in kernel.constexprs}
     signature, constants, divisible = {}, {}, []

@@ -16,26 +16,20 @@ import torch
 from torch import Tensor
 
 from kernels.attention.intervals import UNBOUNDED, transposed
+from kernels.attention.triton import attention_forward
+from kernels.attention.triton_backward import (
+    attention_delta,
+    attention_dk_dv,
+    attention_dq,
+    attention_prefix_dk_dv,
+)
 from kernels.dispatch import arch
 from kernels.language import LOG2E
-from kernels.launch import launch
+from kernels.launch import cdiv, dense_rows, launch, padded, precision
 from kernels.tiles import pick
 
-
-def dense_rows(x: Tensor) -> Tensor:
-    """x with its last dimension contiguous, copied only if it is not."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How the tensor cores multiply: float32 exactly, unless torch was told otherwise."""
-    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
-
-
-def padded(d: int) -> int:
-    """Width of a tile for heads of d: a power of two that `tl.dot` takes."""
-    return max(16, 1 << (d - 1).bit_length())
+PREFIX_PROGRAMS = 264
+"Two programs for each of the 132 multiprocessors of an H100 or H200."
 
 
 def strides(**tensors: Tensor) -> dict[str, int]:
@@ -43,7 +37,7 @@ def strides(**tensors: Tensor) -> dict[str, int]:
     return {
         f"{name}_{letter}": stride
         for name, x in tensors.items()
-        for letter, stride in zip("bth" if name[0] in "qod" else "bsh", x.stride()[:3], strict=True)
+        for letter, stride in zip("bsh" if name[-1] in "kv" else "bth", x.stride()[:3], strict=True)
     }
 
 
@@ -73,10 +67,6 @@ def _mask(intervals: Tensor | None, before: int, after: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _blocks(rows: int, block: int) -> int:
-    return -(-rows // block)
-
-
 def forward(
     q: Tensor,
     k: Tensor,
@@ -101,8 +91,8 @@ def forward(
     keys = {"bytes": q.itemsize, "head_dim": d, "softcap": int(softcap > 0)}
     tile = pick("attention_forward", arch(q.device), **keys)
     launch(
-        attention_forward_kernel(),
-        (_blocks(t, tile.blocks["BLOCK_M"]), h, b),
+        attention_forward,
+        (cdiv(t, tile.blocks["BLOCK_M"]), h, b),
         tile,
         out=out, lse=lse, sinks=sinks, SINKS=sinks is not None, WINDOW=before < UNBOUNDED,
         **_common(q, k, v, prefix, softcap), **_mask(intervals, before, after),
@@ -111,12 +101,6 @@ def forward(
         DESCRIPTORS=tile.descriptors, WARP_SPECIALIZE=tile.warp_specialize and prefix is None,
     )  # fmt: skip
     return out, lse
-
-
-def attention_forward_kernel() -> Any:
-    from kernels.attention.triton import attention_forward
-
-    return attention_forward
 
 
 def backward(
@@ -137,8 +121,6 @@ def backward(
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, the prefix's keys and values, and the sinks."""
-    from kernels.attention import triton_backward as kernels
-
     (b, t, h, d), (s, kv) = q.shape, k.shape[1:3]
     q, k, v, dout = dense_rows(q), dense_rows(k), dense_rows(v), dense_rows(dout)
     prefix = None
@@ -152,8 +134,8 @@ def backward(
 
     tile = pick("attention_delta", chip)
     launch(
-        kernels.attention_delta,
-        (_blocks(t, tile.blocks["BLOCK_M"]), h, b),
+        attention_delta,
+        (cdiv(t, tile.blocks["BLOCK_M"]), h, b),
         tile,
         out=out, dout=dout, dlse=dlse.contiguous(), delta=delta, t=t, D=d, BLOCK_D=padded(d),
         **strides(out=out, dout=dout),
@@ -161,8 +143,8 @@ def backward(
 
     tile = pick("attention_dq", chip, **keys)
     launch(
-        kernels.attention_dq,
-        (_blocks(t, tile.blocks["BLOCK_M"]), h, b),
+        attention_dq,
+        (cdiv(t, tile.blocks["BLOCK_M"]), h, b),
         tile,
         **shared, **_mask(intervals, before, after), dq=dq, **strides(dq=dq),
         WINDOW=before < UNBOUNDED, DESCRIPTORS=tile.descriptors,
@@ -171,13 +153,12 @@ def backward(
     tile = pick("attention_dk_dv", chip, **keys)
     seen_by = None if intervals is None else transposed(intervals, s)
     launch(
-        kernels.attention_dk_dv,
-        (_blocks(s, tile.blocks["BLOCK_N"]), kv, b),
+        attention_dk_dv,
+        (cdiv(s, tile.blocks["BLOCK_N"]), kv, b),
         tile,
-        **{name: shared[name] for name in kernels.attention_dk_dv.arg_names if name in shared},
+        **{name: shared[name] for name in attention_dk_dv.arg_names if name in shared},
         **_mask(seen_by, after, before), dk=dk, dv=dv,
-        **{f"dk_{x}": n for x, n in zip("bsh", dk.stride()[:3], strict=True)},
-        **{f"dv_{x}": n for x, n in zip("bsh", dv.stride()[:3], strict=True)},
+        **strides(dk=dk, dv=dv),
         DESCRIPTORS=tile.descriptors,
     )  # fmt: skip
 
@@ -196,24 +177,18 @@ def _prefix_gradients(
     shared: dict[str, Any], prefix: tuple[Tensor, Tensor], tile: Any
 ) -> tuple[Tensor, Tensor]:
     """Sums over the batch; each slice of it is a program of its own, up to what fills the chip."""
-    from kernels.attention.triton_backward import attention_prefix_dk_dv as kernel
-
     (p, kv, d), b = prefix[0].shape, shared["q"].shape[0]
-    blocks = _blocks(p, tile.blocks["BLOCK_N"])
-    slices = min(b, max(1, -(-PREFIX_PROGRAMS // max(1, blocks * kv))))
+    blocks = cdiv(p, tile.blocks["BLOCK_N"])
+    slices = min(b, cdiv(PREFIX_PROGRAMS, max(1, blocks * kv)))
     dk, dv = (prefix[0].new_empty(slices, p, kv, d, dtype=torch.float32) for _ in range(2))
     launch(
-        kernel,
+        attention_prefix_dk_dv,
         (blocks, kv, slices),
         tile,
-        **{name: shared[name] for name in kernel.arg_names if name in shared},
+        **{name: shared[name] for name in attention_prefix_dk_dv.arg_names if name in shared},
         b=b, dk=dk, dv=dv, DESCRIPTORS=tile.descriptors,
     )  # fmt: skip
     return dk.sum(0).to(prefix[0].dtype), dv.sum(0).to(prefix[1].dtype)
-
-
-PREFIX_PROGRAMS = 264
-"Two programs for each of the 132 multiprocessors of an H100 or H200."
 
 
 @torch.library.custom_op("afferent::attention", mutates_args=())
@@ -230,9 +205,7 @@ def attention(
     scale: float,
     softcap: float,
 ) -> tuple[Tensor, Tensor]:
-    return forward(
-        q, k, v, prefix_k, prefix_v, sinks, intervals, before, after, scale, softcap
-    )  # fmt: skip
+    return forward(q, k, v, prefix_k, prefix_v, sinks, intervals, before, after, scale, softcap)
 
 
 @attention.register_fake

@@ -135,7 +135,7 @@ def attention(
         )
         mask = mask if mask is None else F.pad(mask, (p, 0), value=True)
     if chosen == "torch":
-        out, lse = _matmul(q, k, v, mask, sinks, softcap, scale)
+        out, lse = masked_attention(q, k, v, mask, sinks, softcap, scale)
         return (out, lse) if return_lse else out
     if chosen == "sdpa":
         if not plain:
@@ -196,7 +196,8 @@ def _sdpa(q, k, v, mask: Bool[Tensor, "#b t s"] | None, square: bool, scale: flo
     return out.transpose(1, 2)
 
 
-def _matmul(q, k, v, mask: Bool[Tensor, "#b t s"] | None, sinks, softcap, scale: float):
+def masked_attention(q, k, v, mask: Bool[Tensor, "#b t s"] | None, sinks, softcap, scale: float):
+    """The torch path: out and lse for a mask that says which keys each query sees (None: all)."""
     t, kv = q.shape[1], k.shape[2]
     # The query heads of one group become more queries of their key head: nothing is repeated.
     queries = rearrange(q * scale, "b t (kv g) d -> b kv (g t) d", kv=kv)

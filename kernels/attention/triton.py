@@ -30,7 +30,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.language import LN2, LOG2E, dot, load_tile, matrix
+from kernels.language import LN2, LOG2E, dot, load_tile, matrix, soft_cap
 
 
 @triton.jit
@@ -52,12 +52,6 @@ def tile_ranges(first, last, BLOCK: tl.constexpr):
     full_begin = tl.minimum(tl.cdiv(tl.max(first, 0), BLOCK) * BLOCK, tl.cdiv(end, BLOCK) * BLOCK)
     full_end = tl.maximum(tl.min(last, 0) // BLOCK * BLOCK, full_begin)
     return begin, full_begin, full_end, end
-
-
-@triton.jit
-def soft_cap(s, scale, softcap):
-    """softcap tanh(scale s / softcap); 2 sigmoid(2x) - 1 is tanh, which Triton lacks."""
-    return softcap * (2.0 * tl.sigmoid(2.0 * scale / softcap * s) - 1.0)
 
 
 @triton.jit

@@ -26,8 +26,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.triton import interval, soft_cap, tile_ranges
-from kernels.language import LOG2E, dot, load_rows, load_tile, matrix
+from kernels.attention.triton import interval, tile_ranges
+from kernels.language import LOG2E, dot, load_rows, load_tile, matrix, soft_cap
 
 
 @triton.jit

@@ -29,10 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.attention.launch import precision
 from kernels.cross_entropy import op
 from kernels.dispatch import arch
-from kernels.launch import launch
+from kernels.launch import cdiv, launch, precision
 from kernels.tiles import pick
 
 GROUP = 16
@@ -59,10 +58,6 @@ def chunk_columns(n: int, d: int, vocab: int, itemsize: int) -> int:
     return min(vocab, max(fitting, d))
 
 
-def _blocks(size: int, block: int) -> int:
-    return -(-size // block)
-
-
 def _common(hidden: Tensor, weight: Tensor, scale: float, softcap: float) -> dict[str, Any]:
     """Arguments that all kernels share."""
     return {
@@ -86,9 +81,9 @@ def forward(
     shared, chip = _common(hidden, weight, scale, softcap), arch(hidden.device)
 
     tile = pick("linear_logsumexp", chip, bytes=hidden.itemsize)
-    rows, tiles = _blocks(n, tile.blocks["BLOCK_N"]), _blocks(vocab, tile.blocks["BLOCK_V"])
-    share = _blocks(tiles, max(GROUP, _blocks(PROGRAMS, max(rows, 1)))) * tile.blocks["BLOCK_V"]
-    splits = _blocks(vocab, share)
+    rows, tiles = cdiv(n, tile.blocks["BLOCK_N"]), cdiv(vocab, tile.blocks["BLOCK_V"])
+    share = cdiv(tiles, max(GROUP, cdiv(PROGRAMS, max(rows, 1)))) * tile.blocks["BLOCK_V"]
+    splits = cdiv(vocab, share)
     parts = hidden.new_empty(splits, n, dtype=torch.float32)
     entropies = torch.empty_like(parts) if entropy else None
     launch(
@@ -102,7 +97,7 @@ def forward(
 
     logits = hidden.new_empty(n, k, dtype=torch.float32)
     tile = pick("linear_selected", chip)
-    grid = (_blocks(n, tile.blocks["BLOCK_N"]), k)
+    grid = (cdiv(n, tile.blocks["BLOCK_N"]), k)
     launch(kernels.linear_selected, grid, tile, **shared, tokens=tokens, logits=logits, k=k)
 
     lse = parts.logsumexp(0)
@@ -146,10 +141,10 @@ def backward(
     dweight = weight.new_empty(vocab, d) if of_weight else weight.new_empty(0)
     for first in range(0, vocab, columns):
         width = min(columns, vocab - first)
-        tiles = _blocks(width, tile.blocks["BLOCK_V"])
+        tiles = cdiv(width, tile.blocks["BLOCK_V"])
         launch(
             linear_dlogits,
-            (_blocks(n, tile.blocks["BLOCK_N"]) * tiles,),
+            (cdiv(n, tile.blocks["BLOCK_N"]) * tiles,),
             tile,
             **_common(hidden, weight, scale, softcap), tokens=tokens, k=tokens.shape[1],
             lse=lse, entropy=entropy if has_entropy else None, dselected=dselected, dlse=dlse,

@@ -34,8 +34,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.triton import soft_cap
-from kernels.language import LN2, LOG2E, dot, matrix
+from kernels.language import LN2, LOG2E, dot, matrix, soft_cap
 
 LOWEST = tl.constexpr(-1e30)
 "Logit of a column past the vocabulary: finite, so that 0 times it is 0."

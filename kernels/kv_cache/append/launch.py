@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.attention.launch import dense_rows, padded
 from kernels.dispatch import arch
-from kernels.launch import launch
+from kernels.launch import dense_rows, launch, padded
 from kernels.tiles import pick
 
 

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from kernels.attention import merge
 from kernels.attention.intervals import UNBOUNDED
-from kernels.attention.launch import dense_rows, padded, precision
 from kernels.dispatch import arch
 from kernels.kv_cache.layout import BlockTable, PagedKV
 from kernels.language import LOG2E
-from kernels.launch import launch
+from kernels.launch import dense_rows, launch, padded, precision
 from kernels.tiles import Tile, pick
 
 FEW_ROWS = 16

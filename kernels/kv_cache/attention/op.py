@@ -27,7 +27,7 @@ from torch import Tensor
 
 from kernels.attention.intervals import UNBOUNDED, reach
 from kernels.attention.merge import merge_states
-from kernels.attention.op import _matmul
+from kernels.attention.op import masked_attention
 from kernels.dispatch import arch, resolve
 from kernels.kv_cache.layout import BlockTable, PagedKV
 from kernels.kv_cache.quantise import decode_keys, decode_rows, decode_values
@@ -274,7 +274,9 @@ def _attend(
     j = torch.arange(k.shape[1], device=q.device)
     seen: Bool[Tensor, "r t s"] = (j < lengths)[:, None] & (j <= (position + after)[..., None])
     seen = seen & (j >= (position - before)[..., None])
-    out, lse = _matmul(q[index], k, v, seen, sinks, softcap, scale)  # [r, t, h, d], [r, h, t]
+    out, lse = masked_attention(
+        q[index], k, v, seen, sinks, softcap, scale
+    )  # [r, t, h, d], [r, h, t]
     if cu_seqlens is None:
         return out[:, 0], lse[..., 0].mT
     query = torch.arange(n, device=q.device)

@@ -46,8 +46,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.attention.triton import interval, soft_cap, tile_ranges
-from kernels.language import INTERPRETED, LN2, LOG2E, dot
+from kernels.attention.triton import interval, tile_ranges
+from kernels.language import INTERPRETED, LN2, LOG2E, dot, soft_cap
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def centred(byte, SHIFT: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def weigh(s, m, l, unit, j, first, last, MASKED: tl.constexpr):
-    """A step of the online softmax: weights of a tile of scores, factor of what was before; m; l."""
+    """One step of online softmax: weights of a tile of scores, factor of what was before, m, l."""
     if MASKED:
         seen = (j[None, :] >= first[:, None]) & (j[None, :] < last[:, None])
         s = tl.where(seen, s, float("-inf"))

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.attention.launch import dense_rows, padded, precision
 from kernels.dispatch import arch
 from kernels.language import LOG2E
-from kernels.launch import launch
+from kernels.launch import dense_rows, launch, padded, precision
 from kernels.tiles import pick
 
 
