@@ -94,6 +94,21 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def misaligned(x: Tensor) -> int | None:
+    """Bytes of a stride, or of the offset, that is no multiple of 16; None if a tensor descriptor
+    can read x. Rows that are not dense are copied before, and sizes of 1 have no stride."""
+    if x.stride(-1) != 1:
+        return None if x.shape[-1] * x.itemsize % 16 == 0 else x.shape[-1] * x.itemsize
+    apart = [n for n, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
+    steps = [n * x.itemsize for n in [*apart, x.storage_offset()]]
+    return next((step for step in steps if step % 16), None)
+
+
+def readable(x: Tensor) -> Tensor:
+    """x as a tensor descriptor can read it, copied only if it has to be."""
+    return x.contiguous() if misaligned(x) is not None or x.stride(-1) != 1 else x
+
+
 def precision(dtype: torch.dtype) -> str:
     """How the tensor cores multiply: float32 exactly, unless torch was told otherwise."""
     exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"

@@ -25,7 +25,7 @@ from kernels.attention.triton_backward import (
 )
 from kernels.dispatch import arch
 from kernels.language import LOG2E
-from kernels.launch import cdiv, dense_rows, launch, padded, precision
+from kernels.launch import cdiv, dense_rows, launch, padded, precision, readable
 from kernels.tiles import pick
 
 PREFIX_PROGRAMS = 264
@@ -122,7 +122,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, the prefix's keys and values, and the sinks."""
     (b, t, h, d), (s, kv) = q.shape, k.shape[1:3]
-    q, k, v, dout = dense_rows(q), dense_rows(k), dense_rows(v), dense_rows(dout)
+    q, k, v, dout = dense_rows(q), dense_rows(k), dense_rows(v), readable(dout)
     prefix = None
     if prefix_k is not None and prefix_v is not None:
         prefix = dense_rows(prefix_k), dense_rows(prefix_v)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kernels.attention import intervals as masks
 from kernels.dispatch import arch, resolve
+from kernels.launch import misaligned
 
 Prefix = tuple[Float[Tensor, "p kv d"], Float[Tensor, "p kv d"]]
 
@@ -84,11 +85,7 @@ def attention(
         ValueError: shapes, dtypes or options that contradict each other, an unknown `impl`, or one
             that cannot run; the message says why.
     """
-    kind = q.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
-        if prefix_kv is not None:
-            prefix_kv = prefix_kv[0].to(q.dtype), prefix_kv[1].to(q.dtype)
+    q, k, v, prefix_kv = _autocast(q, k, v, prefix_kv)
     _check(q, k, v, causal, window, segments, cu_seqlens_q, cu_seqlens_k)
     _check_extras(q, k, window, prefix_kv, sinks, softcap, scale)
     plain = softcap is None and sinks is None and not return_lse
@@ -99,52 +96,77 @@ def attention(
         torch_impls=("sdpa", "torch", "flex") if plain else ("torch", "sdpa", "flex"),
         refusal=kernel_refusal(q, k, v, prefix_kv),
     )
+    if chosen == "sdpa" and not plain:
+        raise ValueError(
+            "attention: impl='sdpa' has no softcap, sinks or LSE: use impl='auto' or 'torch'"
+        )
     t, s, d = q.shape[1], k.shape[1], q.shape[3]
     scale = d**-0.5 if scale is None else float(scale)
-    if window is not None and window >= s:  # it hides nothing
-        window = None
-    before, after = masks.reach(causal, window)
-    ragged = segments is not None or cu_seqlens_q is not None
+    before, after = masks.reach(causal, None if window is None or window >= s else window)
+    table = None
+    if segments is not None:
+        table = masks.from_segments(segments, t, before, after)
+    elif cu_seqlens_q is not None and cu_seqlens_k is not None:
+        table = masks.from_lengths(cu_seqlens_q, cu_seqlens_k, t, before, after)
 
     if chosen in ("triton", "interpret"):
         from kernels.attention.launch import attention as kernel
 
-        table = None
-        if ragged:
-            table = _intervals(q, s, before, after, segments, cu_seqlens_q, cu_seqlens_k)
         pk, pv = (None, None) if prefix_kv is None else prefix_kv
         out, lse = kernel(q, k, v, pk, pv, sinks, table, before, after, scale, softcap or 0.0)
         return (out, lse) if return_lse else out
 
-    if not ragged and window is not None and t > 0:
+    whole = table is None and before >= s and prefix_kv is None
+    square = chosen == "sdpa" and causal and t == s and whole
+    mask = None
+    if not square:
+        k, v, mask = _mask(q, k, v, before, after, table)
+    if prefix_kv is not None:
+        k, v, mask = _with_prefix(k, v, mask, prefix_kv)
+    if chosen == "sdpa":
+        return _sdpa(q, k, v, mask, square, scale)
+    compute = masked_attention if chosen == "torch" else _flex
+    out, lse = compute(q, k, v, mask, sinks, softcap, scale)
+    return (out, lse) if return_lse else out
+
+
+def _autocast(
+    q: Tensor, k: Tensor, v: Tensor, prefix_kv: Prefix | None
+) -> tuple[Tensor, Tensor, Tensor, Prefix | None]:
+    """Everything in autocast's dtype where that is on; like torch's, it leaves float64 alone."""
+    kind = q.device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return q, k, v, prefix_kv
+    if q.dtype == torch.float64:
+        return q, k, v, prefix_kv
+    dtype = torch.get_autocast_dtype(kind)
+    if prefix_kv is not None:
+        prefix_kv = prefix_kv[0].to(dtype), prefix_kv[1].to(dtype)
+    return q.to(dtype), k.to(dtype), v.to(dtype), prefix_kv
+
+
+def _mask(
+    q: Tensor, k: Tensor, v: Tensor, before: int, after: int, table: Int32[Tensor, "#b 2 t"] | None
+) -> tuple[Tensor, Tensor, Bool[Tensor, "#b t s"] | None]:
+    """Keys and values without those that no query sees, and who sees which; None: all see all."""
+    t, s = q.shape[1], k.shape[1]
+    if table is None and t > 0:
         oldest = max(0, s - t - before)  # key that the first query still sees
         k, v, s = k[:, oldest:], v[:, oldest:], s - oldest
-    everything = not ragged and not causal
-    square = not ragged and causal and t == s and window is None and prefix_kv is None
-    last_only = not ragged and t == 1 and before >= s - 1
-    mask = None
-    if not (everything or last_only or (square and chosen == "sdpa")):
-        mask = masks.visible(
-            _intervals(q, s, before, after, segments, cu_seqlens_q, cu_seqlens_k), s
-        )
-    if prefix_kv is not None:
-        p = prefix_kv[0].shape[0]
-        k, v = (
-            torch.cat([x.expand(len(q), -1, -1, -1), y], dim=1)
-            for x, y in zip(prefix_kv, (k, v), strict=True)
-        )
-        mask = mask if mask is None else F.pad(mask, (p, 0), value=True)
-    if chosen == "torch":
-        out, lse = masked_attention(q, k, v, mask, sinks, softcap, scale)
-        return (out, lse) if return_lse else out
-    if chosen == "sdpa":
-        if not plain:
-            raise ValueError(
-                "attention: impl='sdpa' has no softcap, sinks or LSE: use impl='auto' or 'torch'"
-            )
-        return _sdpa(q, k, v, mask, square, scale)
-    out, lse = _flex(q, k, v, mask, sinks, softcap, scale)
-    return (out, lse) if return_lse else out
+        if (after >= t or t == 1) and before >= s - 1:
+            return k, v, None
+    if table is None:
+        table = masks.from_positions(t, s, before, after, q.device)
+    return k, v, masks.visible(table, s)
+
+
+def _with_prefix(
+    k: Tensor, v: Tensor, mask: Tensor | None, prefix: Prefix
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The prefix, copied for each sequence, before its keys; every query sees it."""
+    both = zip(prefix, (k, v), strict=True)
+    k, v = (torch.cat([x.expand(len(y), -1, -1, -1), y], dim=1) for x, y in both)
+    return k, v, None if mask is None else F.pad(mask, (prefix[0].shape[0], 0), value=True)
 
 
 def kernel_refusal(
@@ -158,29 +180,17 @@ def kernel_refusal(
         return f"the kernels take heads of up to 256, not {d}"
     if 0 in q.shape or 0 in k.shape:
         return f"a dimension is zero: q {list(q.shape)}, k {list(k.shape)}"
-    if isinstance(chip, int) and chip >= 90:  # tiles read k and v through TMA descriptors
-        read = {"k": k, "v": v}
+    if isinstance(chip, int) and chip >= 90 and q.itemsize == 2:  # these tiles read through TMA
+        read = {"q": q, "k": k, "v": v}
         if prefix_kv is not None:
             read |= dict(zip(("the prefix's k", "the prefix's v"), prefix_kv, strict=True))
         for name, x in read.items():
-            for stride in x.stride()[:-1]:
-                if stride * x.itemsize % 16:
-                    return (
-                        f"{name} has a stride of {stride} values ({stride * x.itemsize} bytes), "
-                        f"sm_{chip} reads it in whole 16 bytes: make it contiguous, or pad its rows"
-                    )
+            if (bytes_apart := misaligned(x)) is not None:
+                return (
+                    f"{name} has rows {bytes_apart} bytes apart, or begins there, and sm_{chip} "
+                    "reads it in whole 16 bytes: make it contiguous, or pad its rows"
+                )
     return None
-
-
-def _intervals(
-    q: Tensor, s: int, before: int, after: int, segments, cu_seqlens_q, cu_seqlens_k
-) -> Int32[Tensor, "#b 2 t"]:
-    t = q.shape[1]
-    if segments is not None:
-        return masks.from_segments(segments, t, before, after)
-    if cu_seqlens_q is not None:
-        return masks.from_lengths(cu_seqlens_q, cu_seqlens_k, t, before, after)
-    return masks.from_positions(t, s, before, after, q.device)
 
 
 def _sdpa(q, k, v, mask: Bool[Tensor, "#b t s"] | None, square: bool, scale: float):

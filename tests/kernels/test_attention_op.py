@@ -244,6 +244,9 @@ def test_strides_that_tma_cannot_read_are_refused_on_chips_that_use_it():
         assert "40 bytes" in str(op.kernel_refusal(q, narrow, narrow))
         assert "up to 256" in str(op.kernel_refusal(*[torch.zeros(1, 2, 1, 264).half()] * 3))
         assert "float64" in str(op.kernel_refusal(*[torch.zeros(1, 2, 1, 8).double()] * 3))
+        shifted = torch.zeros(1, 5, 2, 32, dtype=torch.bfloat16)[..., 1:17]  # begins at byte 2
+        assert "2 bytes" in str(op.kernel_refusal(wide, shifted, shifted))
+        assert op.kernel_refusal(*[narrow.float()] * 3) is None  # float32 is not read through TMA
     with assume_arch(80):
         assert op.kernel_refusal(q, narrow, narrow) is None
 
