@@ -17,10 +17,11 @@ from kernels.parity.case import SEEDS, Case, Comparison, compare, guarded, poiso
 
 OPS = ("decode_paged", "extend_paged", "decode_cascade")
 LENGTHS = {"small": (0, 1, 15, 16, 17, 40, 64, 71), "large": (0, 1, 127, 128, 129, 1000, 4097)}
-QUERIES = {"small": (0, 1, 2, 7, 20), "large": (0, 1, 5, 130, 700)}
+QUERIES = {"small": (0, 1, 2, 7, 20), "large": (0, 1, 5, 150)}
 WIDTHS = {"small": (16, 20, 32, 64), "large": (16, 64, 80, 96, 128, 256)}
-HEADS = {"small": ((1, 1), (2, 1), (2, 2), (6, 2)), "large": ((8, 8), (8, 2), (7, 1), (40, 1))}
-REQUESTS = {"small": (1, 2, 4), "large": (1, 5, 33)}
+HEADS = {"small": ((1, 1), (2, 1), (2, 2), (6, 2)), "large": ((8, 8), (8, 2), (7, 1), (20, 1))}
+PAGES = {"small": (16, 32), "large": (16, 64, 128)}
+REQUESTS = {"small": (1, 2, 4), "large": (1, 5)}
 
 QUANTISED_CAP = 1e-2
 "Of the relative norm, against the definition, which dequantises exactly."
@@ -73,7 +74,7 @@ def draw(size: str, seed: int, dtype: torch.dtype) -> Inputs:
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     name, kind = OPS[seed % len(OPS)], KINDS[seed // len(OPS) % len(KINDS)]
     d, (h, kv), r = rng.choice(WIDTHS[size]), rng.choice(HEADS[size]), rng.choice(REQUESTS[size])
-    page = rng.choice([16, 32])
+    page = rng.choice(PAGES[size])
     lengths = [rng.choice(LENGTHS[size]) for _ in range(r)]
     group = rng.choice([64, d // 2, d // 4]) if kind == "int4" and d % 64 == 0 else d
     quant = QuantSpec(kind, group)

@@ -174,6 +174,14 @@ def test_one_graph_under_compile():
     torch.testing.assert_close(compiled(q, cache, table), both(q, cache, table))
 
 
+def test_autocast_casts_the_queries_to_what_the_cache_serves():
+    cache, table = filled(3, 20, dtype=torch.bfloat16)
+    q = normal(9, 2, 4, D).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = decode_paged(q, cache, table)
+    assert torch.equal(out, decode_paged(q.bfloat16(), cache, table))
+
+
 def test_what_ran_is_reported():
     cache, table = filled(3)
     with record() as choices:

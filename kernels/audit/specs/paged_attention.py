@@ -35,7 +35,8 @@ def specs() -> Iterator[Spec]:
                 yield from _specs(replace(row, arch=100), "paged_decode", kind)
     for row in rows("paged_extend"):
         if row.arch != 0:
-            kind = {4: "int4", 16: "none"}[row.keys["bits"]]
+            eight = "int8" if row.arch == 80 else "fp8"
+            kind = {4: "int4", 8: eight, 16: "none"}[row.keys["bits"]]
             yield from _specs(row, "paged_extend", kind)
     for row in rows("merge_states"):
         if row.arch != 0:
