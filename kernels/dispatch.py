@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.tiles import rows, serves
+
 log = logging.getLogger("afferent.kernels")
 
 
@@ -57,6 +59,7 @@ def resolve(
     impl: str,
     *,
     device: torch.device,
+    table: str,
     torch_impls: Sequence[str] = ("torch",),
     refusal: str | None = None,
 ) -> str:
@@ -66,6 +69,7 @@ def resolve(
         op: name of the public function, for messages.
         impl: what the caller asked for.
         device: of the tensors.
+        table: a tile table of the kernels: they run on the chips it has rows for.
         torch_impls: implementations besides the kernels; the first is what "auto" falls back to.
         refusal: why the kernels cannot compute this call; None if they can.
     Raises:
@@ -79,7 +83,7 @@ def resolve(
     if impl == "interpret":
         _require(op, impl, _no_interpreter(device) or refusal)
         return _report(op, impl, "asked for")
-    reason = _no_gpu(device) or refusal
+    reason = _no_gpu(device) or _no_tiles(table, arch(device)) or refusal
     if impl == "triton":
         _require(op, impl, reason)
         return _report(op, impl, "asked for")
@@ -120,6 +124,13 @@ def _no_gpu(device: torch.device) -> str | None:
     if device.type == "cuda" or (_assumed_arch and _assumed_arch[-1]):
         return None
     return f"the tensors are on {device.type}, not on a GPU"
+
+
+@torch.compiler.assume_constant_result
+def _no_tiles(table: str, chip: int | str) -> str | None:
+    if any(serves(row.arch, chip) for row in rows(table)):
+        return None
+    return f"{table} has no tiles for {f'sm_{chip}' if isinstance(chip, int) else chip}"
 
 
 def _no_interpreter(device: torch.device) -> str | None:

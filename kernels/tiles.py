@@ -67,7 +67,7 @@ def pick(kernel: str, arch: int | str, **keys: int) -> Tile:
     """
     if (tile := _overrides.get().get(kernel)) is not None:
         return tile
-    found = [row for row in rows(kernel) if not row.candidate and _serves(row.arch, arch)]
+    found = [row for row in rows(kernel) if not row.candidate and serves(row.arch, arch)]
     # Either one string, AMD's, or numbers.
     newest = max((row.arch for row in found), default=None)  # type: ignore[type-var]
     found = [row for row in found if row.arch == newest]
@@ -89,7 +89,7 @@ def override(kernel: str, tile: Tile) -> Iterator[None]:
         _overrides.reset(token)
 
 
-def _serves(listed: int | str, arch: int | str) -> bool:
+def serves(listed: int | str, arch: int | str) -> bool:
     """NVIDIA's chips run tiles of older ones; AMD's and the interpreter (0) only their own."""
     if isinstance(listed, str) or isinstance(arch, str) or 0 in (listed, arch):
         return listed == arch

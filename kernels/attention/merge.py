@@ -47,7 +47,9 @@ def merge_states(states: Sequence[State], *, impl: str = "auto") -> State:
     states = list(states)
     _check(states)
     outs, lses = (torch.stack(parts) for parts in zip(*states, strict=True))
-    chosen = resolve("merge_states", impl, device=outs.device, refusal=_refusal(outs))
+    chosen = resolve(
+        "merge_states", impl, device=outs.device, table="merge_states", refusal=_refusal(outs)
+    )
     if chosen == "torch":
         return _merge(outs, lses)
     shape = states[0][0].shape

@@ -93,6 +93,7 @@ def attention(
         "attention",
         impl,
         device=q.device,
+        table="attention_forward",
         torch_impls=("sdpa", "torch", "flex") if plain else ("torch", "sdpa", "flex"),
         refusal=kernel_refusal(q, k, v, prefix_kv),
     )
@@ -178,8 +179,9 @@ def kernel_refusal(
     d, chip = q.shape[-1], arch(q.device)
     if not 1 <= d <= 256:
         return f"the kernels take heads of up to 256, not {d}"
-    if 0 in q.shape or 0 in k.shape:
-        return f"a dimension is zero: q {list(q.shape)}, k {list(k.shape)}"
+    prefix = () if prefix_kv is None else prefix_kv[0].shape
+    if 0 in (*q.shape, *k.shape, *prefix):
+        return f"a dimension is zero: q {list(q.shape)}, k {list(k.shape)}, prefix {list(prefix)}"
     if isinstance(chip, int) and chip >= 90 and q.itemsize == 2:  # these tiles read through TMA
         read = {"q": q, "k": k, "v": v}
         if prefix_kv is not None:

@@ -223,7 +223,9 @@ def _selected(
     for option, value in (("temperature", temperature), ("softcap", softcap)):
         if value is not None and not value > 0:
             raise ValueError(f"{name}: {option}={value} must be > 0")
-    chosen = resolve(name, impl, device=hidden.device, refusal=_kernel_refusal(hidden))
+    chosen = resolve(
+        name, impl, device=hidden.device, table="linear_logsumexp", refusal=_kernel_refusal(hidden)
+    )
     inside = wanted & (tokens >= 0) & (tokens < len(weight))
     known = torch.where(inside, tokens, 0).reshape(-1, tokens.shape[-1])  # nothing else is read
     rows, scale = hidden.reshape(-1, hidden.shape[-1]), 1.0 / temperature

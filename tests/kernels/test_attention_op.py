@@ -15,6 +15,7 @@ from kernels.dispatch import assume_arch, resolve
 from kernels.parity.attention import call, draw, with_gradients
 
 CPU = torch.device("cpu")
+TABLE = "attention_forward"
 # Sums of at most a hundred terms reordered, in units of the last place of values of order one;
 # large logits (up to 80) multiply them.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5, torch.bfloat16: 0.25}
@@ -222,8 +223,12 @@ def test_auto_says_what_it_ran_and_why():
 
 def test_auto_takes_the_kernels_where_a_gpu_is():
     with assume_arch(90):
-        assert resolve("attention", "auto", device=CPU) == "triton"
-        assert resolve("attention", "auto", device=CPU, refusal="because") == "torch"
+        assert resolve("attention", "auto", device=CPU, table=TABLE) == "triton"
+        assert resolve("attention", "auto", device=CPU, table=TABLE, refusal="because") == "torch"
+    for chip in (75, "gfx942"):  # no row of the table is for them
+        with assume_arch(chip), record() as ran:
+            assert resolve("attention", "auto", device=CPU, table=TABLE) == "torch"
+        assert "has no tiles for" in ran[0].reason
 
 
 def test_a_kernel_asked_for_by_name_never_becomes_something_else():

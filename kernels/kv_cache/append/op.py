@@ -76,7 +76,9 @@ def append_kv(
         _check_values(table, len(k), cu_seqlens, rope, positions)
     if impl != "torch" and (refusal := _no_fp8(cache)) is not None:
         raise ValueError(f"append_kv: {refusal}")
-    chosen = resolve("append_kv", impl, device=k.device, refusal=_kernel_refusal(cache))
+    chosen = resolve(
+        "append_kv", impl, device=k.device, table="kv_append", refusal=_kernel_refusal(cache)
+    )
     turns = q is not None and (rope is not None or q_norm is not None)
     given = q if turns else None
 

@@ -174,7 +174,11 @@ def decode_cascade(
     _check_table(prefix, cache, "prefix")
     _check_bounds("groups", groups, len(prefix.lengths), len(q), "requests")
     chosen = resolve(
-        "decode_cascade", impl, device=q.device, refusal=kernel_refusal(q, cache, table)
+        "decode_cascade",
+        impl,
+        device=q.device,
+        table="paged_decode",
+        refusal=kernel_refusal(q, cache, table),
     )
     before, _ = reach(True, window)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
@@ -198,7 +202,9 @@ def decode_cascade(
 def _paged(
     op, q, cache, table, cu_seqlens, causal, window, sinks, softcap, scale, return_lse, splits, impl
 ) -> Result:
-    chosen = resolve(op, impl, device=q.device, refusal=kernel_refusal(q, cache, table))
+    chosen = resolve(
+        op, impl, device=q.device, table="paged_decode", refusal=kernel_refusal(q, cache, table)
+    )
     before, after = reach(causal, window)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     if chosen == "torch":

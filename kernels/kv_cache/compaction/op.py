@@ -92,7 +92,9 @@ def compact_kv(
     _check_held(cache, table, pool)
     if rope is not None:
         _check_rope(cache, table, rope)
-    chosen = resolve("compact_kv", impl, device=cache.device, refusal=_refusal(cache))
+    chosen = resolve(
+        "compact_kv", impl, device=cache.device, table="kv_gather", refusal=_refusal(cache)
+    )
     pages, head_pages = _allocate(cache, kept, pool, room)
     cos, sin = (None, None) if rope is None else rope
     compacted = head_view(cache)

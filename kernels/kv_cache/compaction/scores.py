@@ -94,7 +94,13 @@ def score_window_attention(
     _check_window(q_window, k, scale, pooling, kernel_size)
     (w, h, d), kv = q_window.shape[1:], k.shape[2]
     scale = d**-0.5 if scale is None else float(scale)
-    chosen = resolve("score_window_attention", impl, device=k.device, refusal=_refusal(q_window, k))
+    chosen = resolve(
+        "score_window_attention",
+        impl,
+        device=k.device,
+        table="kv_window",
+        refusal=_refusal(q_window, k),
+    )
     if chosen == "torch":
         total = _window_attention(q_window, k, lengths, scale)
     else:
@@ -153,7 +159,9 @@ def score_expected_attention(
     d = k.shape[3]
     scale = d**-0.5 if scale is None else float(scale)
     refusal = _refusal(k[:, :1], k) or _wants_gradients(mean_q, cov_q)
-    chosen = resolve("score_expected_attention", impl, device=k.device, refusal=refusal)
+    chosen = resolve(
+        "score_expected_attention", impl, device=k.device, table="kv_expected", refusal=refusal
+    )
     if chosen == "torch":
         logits = _expected_logits(mean_q, cov_q, k, scale)
     else:
