@@ -191,21 +191,10 @@ def _prefix_gradients(
     return dk.sum(0).to(prefix[0].dtype), dv.sum(0).to(prefix[1].dtype)
 
 
-@torch.library.custom_op("afferent::attention", mutates_args=())
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    sinks: Tensor | None,
-    intervals: Tensor | None,
-    before: int,
-    after: int,
-    scale: float,
-    softcap: float,
-) -> tuple[Tensor, Tensor]:
-    return forward(q, k, v, prefix_k, prefix_v, sinks, intervals, before, after, scale, softcap)
+attention = torch.library.custom_op("afferent::attention", forward, mutates_args=())
+attention_backward = torch.library.custom_op(
+    "afferent::attention_backward", backward, mutates_args=()
+)
 
 
 @attention.register_fake
@@ -213,30 +202,6 @@ def _(q, k, v, prefix_k, prefix_v, sinks, intervals, before, after, scale, softc
     b, t, h, _ = q.shape
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty(b, h, t, dtype=torch.float32)
-
-
-@torch.library.custom_op("afferent::attention_backward", mutates_args=())
-def attention_backward(
-    dout: Tensor,
-    dlse: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    sinks: Tensor | None,
-    intervals: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    before: int,
-    after: int,
-    scale: float,
-    softcap: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return backward(
-        dout, dlse, q, k, v, prefix_k, prefix_v, sinks, intervals, out, lse,
-        before, after, scale, softcap,
-    )  # fmt: skip
 
 
 @attention_backward.register_fake

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import io
 import json
 import os
 import pkgutil
 import subprocess
 import sys
 import time
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -106,20 +108,35 @@ def read_record(triton_version: str) -> dict[str, Any] | None:
 
 
 def fingerprint() -> str:
-    """Hash of what is compiled: kernels and tile tables, without comments and docstrings."""
-    digest = hashlib.sha256()
-    sources = [*KERNELS.rglob("triton*.py"), KERNELS / "language.py", *KERNELS.rglob("launch.py")]
-    for file in sorted(sources):
-        tree = ast.parse(file.read_text())
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            first = body[0] if isinstance(body, list) and body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                first.value.value = ""
-        digest.update(ast.dump(tree).encode())
-    for file in sorted((KERNELS / "tuned").glob("*.json")):
-        digest.update(json.dumps(json.loads(file.read_text())["rows"]).encode())
+    """Hash of what is compiled: the kernels, and the signature and constants of every tile."""
+    digest = source_hash("triton*.py", "language.py")
+    for spec in sorted(all_specs(operations()), key=lambda spec: spec.name):
+        digest.update(json.dumps([spec.name, asdict(spec.compilation)]).encode())
     return digest.hexdigest()[:16]
+
+
+def source_hash(*patterns: str) -> Any:
+    """Running hash of the files of kernels/ that match, without comments and docstrings."""
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in patterns for file in KERNELS.rglob(pattern)):
+        digest.update("\n".join(code_lines(file.read_text())).encode())
+    return digest
+
+
+def code_lines(text: str) -> list[str]:
+    """The lines of a module that are code, comments cut off: the same in every Python version."""
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            for number in range(first.lineno - 1, first.end_lineno or first.lineno):
+                lines[number] = ""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    return [line.rstrip() for line in lines if line.strip()]
 
 
 def parse(words: Sequence[str]) -> dict[str, str]:

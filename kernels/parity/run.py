@@ -149,11 +149,19 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     return given
 
 
+def fingerprint() -> str:
+    """Hash of what the cases run through: kernels, launchers, public functions, tile tables."""
+    from kernels.audit.run import KERNELS, source_hash
+
+    digest = source_hash("triton*.py", "language.py", "launch.py", "op.py", "merge.py")
+    for file in sorted((KERNELS / "tuned").glob("*.json")):
+        digest.update(json.dumps(json.loads(file.read_text())["rows"]).encode())
+    return digest.hexdigest()[:16]
+
+
 def write_record(given: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
     """Keep the table of an implementation for the README."""
     import triton
-
-    from kernels.audit.run import fingerprint
 
     on = torch.cuda.get_device_name() if given["impl"] == "triton" else platform.machine()
     record = {

@@ -114,6 +114,21 @@ def test_the_installed_triton_is_one_of_those_recorded() -> None:
     assert version("triton") in [record["triton"] for record in table.records()]
 
 
+def test_the_hash_of_sources_sees_code_and_nothing_else() -> None:
+    code = 'def f(x):\n    """What."""\n    y = x + 1  # why\n    return y\n'
+    reworded = code.replace("What.", "Other\n    words.").replace("# why", "# because")
+    assert (
+        run.code_lines(code)
+        == run.code_lines(reworded)
+        == [
+            "def f(x):",
+            "    y = x + 1",
+            "    return y",
+        ]
+    )
+    assert run.code_lines(code) != run.code_lines(code.replace("+ 1", "+ 2"))
+
+
 def test_the_launch_decides_what_is_compiled() -> None:
     """Types, divisibility and ones are those of the arguments, as Triton specialises them."""
     from kernels.attention.launch import forward

@@ -110,10 +110,8 @@ def test_a_run_prints_its_table_and_records_it(tmp_path, monkeypatch, capsys) ->
 
 
 def test_the_record_of_the_interpreter_is_of_these_sources() -> None:
-    from kernels.audit.run import fingerprint
-
     record = json.loads((run.RECORDED / "interpret.json").read_text())
-    assert record["sources"] == fingerprint(), (
+    assert record["sources"] == run.fingerprint(), (
         "TRITON_INTERPRET=1 python -m kernels.parity write=true"
     )
     assert {row["op"] for row in record["rows"]} == set(run.operations())

@@ -102,34 +102,7 @@ _WRITTEN = (
 )  # fmt: skip
 
 
-@torch.library.custom_op("afferent::append_kv", mutates_args=_WRITTEN)
-def append_kv(
-    q: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    q_norm: Tensor | None,
-    k_norm: Tensor | None,
-    positions: Tensor | None,
-    cu_seqlens: Tensor,
-    pages: Tensor,
-    lengths: Tensor,
-    tails: Tensor | None,
-    data: Tensor,
-    scales: Tensor | None,
-    key_scales: Tensor | None,
-    key_zeros: Tensor | None,
-    value_scales: Tensor | None,
-    value_zeros: Tensor | None,
-    tail: Tensor | None,
-    norm_eps: float,
-    kind: str,
-) -> Tensor:
-    return append(
-        q, k, v, cos, sin, q_norm, k_norm, positions, cu_seqlens, pages, lengths, tails, data,
-        scales, key_scales, key_zeros, value_scales, value_zeros, tail, norm_eps, kind,
-    )  # fmt: skip
+append_kv = torch.library.custom_op("afferent::append_kv", append, mutates_args=_WRITTEN)
 
 
 @append_kv.register_fake
