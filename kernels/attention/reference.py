@@ -50,8 +50,8 @@ def attention(
     if prefix_kv is not None:
         prefix_k, prefix_v = (repeat(x, "p kv d -> b p kv d", b=b) for x in prefix_kv)
         k, v = torch.cat([prefix_k, k], 1), torch.cat([prefix_v, v], 1)
-        seen = torch.cat([torch.ones(b, t, prefix_k.shape[1], dtype=torch.bool), seen.cpu()], 2)
-        seen = seen.to(q.device)
+        always = torch.ones(b, t, prefix_k.shape[1], dtype=torch.bool, device=q.device)
+        seen = torch.cat([always, seen], 2)
     keys = repeat(k.to(dtype), "b s kv d -> b s (kv group) d", group=h // kv)
     values = repeat(v.to(dtype), "b s kv d -> b s (kv group) d", group=h // kv)
 
@@ -59,7 +59,7 @@ def attention(
     scores = scores * (d**-0.5 if scale is None else scale)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    # -1e300 rather than -inf keeps the gradients of empty rows finite; they are zeroed below.
+    # A finite value, not -inf, keeps the gradients of empty rows finite; they are zeroed below.
     scores = scores.masked_fill(~seen[:, None], torch.finfo(dtype).min / 4)
     if sinks is not None:
         column = repeat(sinks.to(dtype), "h -> b h t 1", b=b, t=t)
