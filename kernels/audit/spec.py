@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kernels.launch import Compilation, capture
-from kernels.tiles import Row, override
+from kernels.tiles import Row, override, rows, serves
 
 SHARED_MEMORY = {
     80: 166_912,
@@ -31,6 +31,18 @@ class Spec:
     compilation: Compilation
     tensor_cores: str | None
     "wide: the chip's own (TENSOR_CORES); any: HMMA will do (tiles of 16 rows); None: has no dot."
+
+
+def served(table: str, row: Row) -> list[Row]:
+    """The row for every audited chip that takes it: its own, and newer ones without rows."""
+    if row.candidate or not isinstance(row.arch, int):
+        return [row]
+    chips = [chip for chip in (80, 90, 100) if chip >= row.arch]
+    newest = {
+        chip: max(r.arch for r in rows(table) if not r.candidate and serves(r.arch, chip))
+        for chip in chips
+    }
+    return [replace(row, arch=chip) for chip in chips if newest[chip] == row.arch]
 
 
 def specs_of(

@@ -46,7 +46,7 @@ def kernels(audit: Mapping[str, Any]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- |"
     for (kernel, chip), reports in groups.items():
         counts = [report["instructions"] for report in reports]
-        used = sorted({name for count in counts for name in count if name in PRODUCTS})
+        used = sorted({name for count in counts for name in PRODUCTS if count.get(name)})
         used += ["TMA"] * any("UTMALDG" in count for count in counts)
         used += ["setmaxnreg"] * any(count.get("setmaxnreg") for count in counts)
         yield (

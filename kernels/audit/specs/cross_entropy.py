@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.audit.spec import Spec, specs_of
+from kernels.audit.spec import Spec, served, specs_of
 from kernels.cross_entropy.launch import backward, forward
 from kernels.tiles import Row, rows
 
@@ -23,10 +23,10 @@ def specs() -> Iterator[Spec]:
                 for name, call in calls(row, launcher):
                     yield from _specs(row, table, call, name)
     for row in rows("linear_selected"):
-        if row.arch != 0:
-            call = partial(_forward, torch.bfloat16, 0.0, False)
+        call = partial(_forward, torch.bfloat16, 0.0, False)
+        for each in served("linear_selected", row) if row.arch != 0 else ():
             yield from specs_of(
-                row, ("linear_selected",), call, "bfloat16", {"linear_selected": None}
+                each, ("linear_selected",), call, "bfloat16", {"linear_selected": None}
             )
 
 

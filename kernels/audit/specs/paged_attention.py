@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.attention import merge
 from kernels.attention.intervals import UNBOUNDED
-from kernels.audit.spec import Spec, specs_of
+from kernels.audit.spec import Spec, served, specs_of
 from kernels.kv_cache.attention import launch
 from kernels.kv_cache.layout import PagedKV, QuantSpec
 from kernels.tiles import Row, rows
@@ -27,20 +27,22 @@ def specs() -> Iterator[Spec]:
     for row in rows("paged_decode"):
         if row.arch == 0:
             continue
-        yield from _specs(row, "paged_decode", "none")
+        for each in served("paged_decode", row):
+            yield from _specs(each, "paged_decode", "none")
         if row.keys["bytes"] == 2 and row.keys["head_dim"] == 128 and not row.candidate:
             for kind, page in (("none", 16), ("int8", 64), ("fp8", 64), ("int4", 64)):
                 yield from _specs(replace(row, arch=90), "paged_decode", kind, page)
-            for kind in ("none", "fp8"):
-                yield from _specs(replace(row, arch=100), "paged_decode", kind)
+            yield from _specs(replace(row, arch=100), "paged_decode", "fp8")
     for row in rows("paged_extend"):
         if row.arch != 0:
             eight = "int8" if row.arch == 80 else "fp8"
             kind = {4: "int4", 8: eight, 16: "none"}[row.keys["bits"]]
-            yield from _specs(row, "paged_extend", kind)
+            for each in served("paged_extend", row):
+                yield from _specs(each, "paged_extend", kind)
     for row in rows("merge_states"):
         if row.arch != 0:
-            yield from _merge_specs(row)
+            for each in served("merge_states", row):
+                yield from _merge_specs(each)
 
 
 def _specs(row: Row, table: str, kind: str, page: int = 64) -> Iterator[Spec]:
