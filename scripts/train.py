@@ -60,7 +60,20 @@ def leave(error: UserError) -> NoReturn:
     """Say it in one sentence and exit."""
     if is_first_process():
         print(f"afferent: {error}", file=sys.stderr)
-    sys.exit(error.code)
+    exit_process(error.code)
+
+
+def exit_process(code: int) -> NoReturn:
+    """Exit; as one of several torch processes without tearing the interpreter down.
+
+    Threads of a gloo group may hold the tensors of its last collective a moment longer, and abort
+    the process if they want to release them while the interpreter goes away.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "torch" in sys.modules:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def is_first_process() -> bool:
@@ -149,6 +162,7 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         print(f"afferent: {config_message(error)}", file=sys.stderr)
         sys.exit(2)
+    exit_process(0)
 
 
 def summarise_sweep() -> None:
