@@ -15,27 +15,8 @@ from typing import Any
 from models.config import ModelConfig
 from models.language.config import TransformerConfig
 from training.data.config import DataConfig, FilesConfig, HubConfig, StdlibConfig
-
-
-def free(default: Any) -> Any:
-    """A field that may differ when a run is resumed."""
-    return field(default=default, metadata={"free": True})
-
-
-def at_least(config: Any, group: str, low: float, *keys: str) -> None:
-    """Raise ValueError unless each key of `config` is None or at least `low`."""
-    for key in keys:
-        value = getattr(config, key)
-        if value is not None and not value >= low:  # nan is refused too
-            raise ValueError(f"{group}.{key}={value} must be at least {low}")
-
-
-def within(config: Any, group: str, low: float, high: float, *keys: str) -> None:
-    """Raise ValueError unless each key of `config` is None or in [low, high]."""
-    for key in keys:
-        value = getattr(config, key)
-        if value is not None and not low <= value <= high:
-            raise ValueError(f"{group}.{key}={value} must be between {low} and {high}")
+from training.fields import at_least, free, within
+from training.recipes.config import LanguageModelConfig, RecipeConfig
 
 
 class Device(StrEnum):
@@ -65,38 +46,6 @@ class WandbMode(StrEnum):
     offline = "offline"
     online = "online"
     disabled = "disabled"
-
-
-@dataclass
-class RecipeConfig:
-    """Base of every recipe's configuration: the objective and how it is evaluated."""
-
-    name: str = "???"
-    "Which recipe: the stem of its file in training/recipes/."
-
-
-@dataclass
-class LanguageModelConfig(RecipeConfig):
-    """Next-token prediction; the torch recipe and its jax twin share this configuration."""
-
-    name: str = "language_model"
-    "Which recipe: language_model (torch) or language_model_jax."
-    eval_batch_size: int = 16
-    "Windows per evaluation batch."
-    eval_batches: int | None = 16
-    "Batches per evaluation during training; the last one always covers all held-out text."
-    floors: bool = False
-    "Evaluate n-gram and compression floors on the same held-out bytes at the end (byte corpora)."
-    sample_tokens: int = free(0)
-    "Tokens of the sample that the end of the run generates; 0 for none."
-    sample_prompt: str = free("def ")
-    "What the sample continues."
-    activation_checkpointing: bool = False
-    "Recompute each block in the backward pass instead of keeping its activations."
-
-    def __post_init__(self) -> None:
-        at_least(self, "recipe", 1, "eval_batch_size", "eval_batches")
-        at_least(self, "recipe", 0, "sample_tokens")
 
 
 @dataclass

@@ -31,7 +31,8 @@ from training.evaluation.language import (
     heldout_batches,
     language_summary,
 )
-from training.schema import LanguageModelConfig, Precision, TrainConfig
+from training.recipes.config import LanguageModelConfig
+from training.schema import Precision, TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
 

@@ -32,7 +32,8 @@ from training.evaluation.language import (
     language_summary,
 )
 from training.jax_step import Batch, JaxStep
-from training.schema import LanguageModelConfig, Precision, TrainConfig
+from training.recipes.config import LanguageModelConfig
+from training.schema import Precision, TrainConfig
 from training.seeding import jax_key
 
 FRAMEWORK = "jax"

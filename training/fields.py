@@ -1,0 +1,27 @@
+"""What the configuration dataclasses share: fields that a resumed run may change, range checks."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+
+def free(default: Any) -> Any:
+    """A field that may differ when a run is resumed."""
+    return field(default=default, metadata={"free": True})
+
+
+def at_least(config: Any, group: str, low: float, *keys: str) -> None:
+    """Raise ValueError unless each key of `config` is None or at least `low`."""
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not value >= low:  # nan is refused too
+            raise ValueError(f"{group}.{key}={value} must be at least {low}")
+
+
+def within(config: Any, group: str, low: float, high: float, *keys: str) -> None:
+    """Raise ValueError unless each key of `config` is None or in [low, high]."""
+    for key in keys:
+        value = getattr(config, key)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{group}.{key}={value} must be between {low} and {high}")
