@@ -133,3 +133,57 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
     span = seq_len if config.window is None else min(config.window, seq_len)
     width = config.num_heads * config.resolved_head_dim
     return 6 * matmul_parameters(config) + 12 * config.num_layers * width * span
+
+
+@dataclass
+class TTTE2EConfig(TransformerConfig):
+    """The decoder of TTT-E2E: sliding-window attention, fast prime MLPs in the last blocks."""
+
+    name: str = "ttt_e2e"
+    "Which model: the stem of its file."
+    qk_norm: bool = True
+    "RMS-normalise each query and key head before the rotation."
+    window: int | None = 16
+    "Sliding window in tokens; null is full attention, which can only be trained without learning."
+    prime_layers: int = 1
+    "Blocks, counted from the last, that carry a prime MLP (the paper: a quarter of them)."
+    prime_d_ff: int | None = None
+    "Hidden width of the prime MLP; null means that of the normal one."
+    chunk: int = 16
+    "Tokens per inner step, b; at most the window."
+    inner_lr: float = 1.0
+    "Step size of the inner SGD, eta."
+    inner_clip: float | None = 1.0
+    "Largest global norm of an inner gradient, over all fast weights together; null for none."
+    fast: str = "blocks.*.prime.*.weight"
+    "Glob over dotted parameter names: the weights that the inner steps change."
+    fast_attention: bool = False
+    "Allow `fast` to match attention weights, whose keys in memory then stem from older weights."
+    init_std: float = 0.02
+    "Standard deviation of every initial matrix."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ngram_orders or self.rope_scaling is not None:
+            raise ValueError("model=ttt_e2e has no n-gram tables and no stretched rotary positions")
+        if not 1 <= self.prime_layers <= self.num_layers:
+            raise ValueError(
+                f"model.prime_layers={self.prime_layers} must be between 1 and "
+                f"model.num_layers={self.num_layers}"
+            )
+        if self.chunk < 1 or (self.window is not None and self.window < self.chunk):
+            raise ValueError(
+                f"model.chunk={self.chunk} must be at least 1 and at most "
+                f"model.window={self.window}: within a chunk only attention carries what was read"
+            )
+        if not self.inner_lr >= 0 or (self.inner_clip is not None and not self.inner_clip > 0):
+            raise ValueError(
+                f"model.inner_lr={self.inner_lr} must be at least 0 and "
+                f"model.inner_clip={self.inner_clip} above 0, or null"
+            )
+        if not self.init_std > 0:
+            raise ValueError(f"model.init_std={self.init_std} must be > 0")
+
+    @property
+    def resolved_prime_d_ff(self) -> int:
+        return self.resolved_d_ff if self.prime_d_ff is None else self.prime_d_ff

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 
 def _require(ok: bool, key: str, value: object, expected: str, remedy: str) -> None:
@@ -132,4 +133,64 @@ class HubConfig(CorpusConfig):
             self.heldout_documents,
             "at least 1",
             "try 1000",
+        )
+
+
+class MarkovKind(StrEnum):
+    successors = "successors"
+    dirichlet = "dirichlet"
+
+
+@dataclass
+class MarkovConfig(DataConfig):
+    """Documents that each draw a Markov chain of their own; the best possible loss is known."""
+
+    name: str = "markov"
+    "Which data: the stem of its file."
+    kind: MarkovKind = MarkovKind.successors
+    "successors: equally likely ones, drawn without replacement; dirichlet: distributions over all."
+    vocab_size: int = 16
+    "Number of token ids V."
+    order: int = 1
+    "Tokens of context that decide the next one's distribution."
+    successors: int = 2
+    "Successors s of each context (kind=successors)."
+    alpha: float = 0.1
+    "Concentration per token of the Dirichlet distribution (kind=dirichlet)."
+    zipf: float = 0.0
+    "Exponent of the Zipf law of the Dirichlet's mean (kind=dirichlet); 0 is uniform."
+    switch_every: int | None = None
+    "Draw the document's table anew every this many tokens; null keeps it."
+    seq_len: int = 256
+    "Tokens predicted per document, T; a document carries T + 1 tokens."
+    batch_size: int = 16
+    "Documents per optimiser step, over all processes."
+
+    def __post_init__(self) -> None:
+        for key, low in (("order", 1), ("successors", 1), ("seq_len", 1), ("batch_size", 1)):
+            value = getattr(self, key)
+            _require(value >= low, key, value, f"at least {low}", "raise it")
+        _require(self.vocab_size >= 2, "vocab_size", self.vocab_size, "at least 2", "try 16")
+        _require(
+            self.successors <= self.vocab_size,
+            "successors",
+            self.successors,
+            f"at most data.vocab_size={self.vocab_size}",
+            "try 2",
+        )
+        _require(
+            self.vocab_size ** (self.order + 1) <= 2**24,
+            "order",
+            self.order,
+            "a table of at most 2**24 entries, vocab_size ** (order + 1)",
+            "lower it or data.vocab_size",
+        )
+        _require(self.alpha > 0, "alpha", self.alpha, "above 0", "try 0.1")
+        _require(self.zipf >= 0, "zipf", self.zipf, "at least 0", "try 1")
+        _require(
+            self.switch_every is None or self.switch_every >= 1,
+            "switch_every",
+            self.switch_every,
+            "at least 1 token",
+            "use null to keep the table",
         )

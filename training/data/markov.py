@@ -1,0 +1,165 @@
+"""Documents from worlds of their own: each draws a fresh Markov chain, and the best loss is known.
+
+What is learned from a document helps in that document only, so a model must learn while it reads.
+`markov` data has two kinds of worlds, and for both the loss of the best possible predictor, which
+knows everything but the document's table, is computed exactly at every position:
+
+    successors   each context has s of V successors, drawn without replacement, equally likely.
+                 After r of them were seen, each of those has probability 1/s, any other token
+                 (1 - r/s) / (V - r).
+    dirichlet    each context's distribution is drawn from Dirichlet(alpha V m), m uniform or Zipf.
+                 After n visits with n_a to token a: (n_a + alpha V m_a) / (n + alpha V).
+
+A context is the last `order` tokens. With `switch_every` the table is drawn anew at every multiple
+of that many predictions, which the best predictor knows.
+
+Everything is a function of (seed, stream, step): nothing is stored to resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from training.data.config import MarkovConfig, MarkovKind
+from training.data.corpus import DataError
+from training.data.order import rank_slice
+from training.seeding import numpy_rng
+
+
+class MarkovData:
+    """Batches and held-out documents, each document with a world of its own.
+
+    Args:
+        seed: of the run; its `data/markov` stream gives the batches, `eval/markov` the held-out
+            documents.
+    Raises:
+        DataError: data.batch_size does not divide over the processes.
+    """
+
+    def __init__(self, config: MarkovConfig, *, seed: int, rank: int = 0, world: int = 1) -> None:
+        if config.batch_size % world:
+            raise DataError(
+                f"data.batch_size={config.batch_size} does not divide over {world} processes: "
+                "make it a multiple of them"
+            )
+        self.config, self._seed, self._rank, self._world = config, seed, rank, world
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def content_hash(self) -> str:
+        """Of what decides the documents, the seed apart."""
+        return hashlib.sha256(json.dumps(asdict(self.config)).encode()).hexdigest()
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """{"tokens": int32 [b, seq_len + 1]}, this process's documents of the batch of `step`."""
+        size, rng = self.config.batch_size, numpy_rng(self._seed, "data/markov", step)
+        tokens = documents(self.config, rng, size, self.config.seq_len)
+        return {"tokens": rank_slice(tokens, self._rank, self._world)}
+
+    def ids(self, step: int) -> list[str]:
+        """Names of the batch's documents, for messages."""
+        rows = rank_slice(np.arange(self.config.batch_size), self._rank, self._world)
+        return [f"document {row} of step {step}" for row in rows]
+
+    def heldout(self, count: int, length: int) -> dict[str, np.ndarray]:
+        """Fresh documents and their floor, the same for every model of the seed.
+
+        Returns:
+            `tokens` int32 [count, length + 1] and `floor` float32 [count, length]: nats of each
+            next token under the best possible predictor.
+        """
+        tokens = documents(self.config, numpy_rng(self._seed, "eval/markov", length), count, length)
+        return {"tokens": tokens, "floor": bayes_losses(self.config, tokens)}
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able facts, for a run's records."""
+        return asdict(self.config)
+
+
+def documents(
+    config: MarkovConfig, rng: np.random.Generator, count: int, length: int
+) -> Int32[np.ndarray, "n t+1"]:
+    """`count` documents of length + 1 tokens, each from tables of its own."""
+    v, order, every = config.vocab_size, config.order, config.switch_every or length
+    rows = np.arange(count)
+    tokens = np.empty((count, length + 1), np.int32)
+    tokens[:, :order] = rng.integers(v, size=(count, min(order, length + 1)))
+    uniform = rng.random((count, length))
+    table = np.empty(0)
+    for t in range(length):  # position t predicts token t + 1
+        if t % every == 0:
+            table = draw_tables(config, rng, count)
+        if t + 1 < order:
+            continue  # one of the initial tokens
+        context = np.zeros(count, np.int64)
+        for age in range(order):
+            context = context * v + tokens[:, t - age]
+        drawn = table[rows, context]  # [n, s] successors, or [n, V] cumulative probabilities
+        if config.kind == MarkovKind.successors:
+            tokens[:, t + 1] = drawn[rows, (uniform[:, t] * config.successors).astype(np.int64)]
+        else:
+            tokens[:, t + 1] = np.minimum((drawn <= uniform[:, t, None]).sum(axis=1), v - 1)
+    return tokens
+
+
+def draw_tables(config: MarkovConfig, rng: np.random.Generator, count: int) -> np.ndarray:
+    """[n, V**order, s] distinct successors, or [n, V**order, V] cumulative probabilities."""
+    v, contexts = config.vocab_size, config.vocab_size**config.order
+    if config.kind == MarkovKind.dirichlet:
+        shares = rng.standard_gamma(concentration(config), size=(count, contexts, v))
+        total = np.maximum(shares.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
+        return np.cumsum(shares / total, axis=-1)
+    table = rng.integers(v, size=(count, contexts, config.successors), dtype=np.int32)
+    for place in range(1, config.successors):  # draw again whatever repeats an earlier successor
+        while True:
+            repeats = (table[..., :place] == table[..., place, None]).any(axis=-1)
+            if not repeats.any():
+                break
+            table[..., place][repeats] = rng.integers(v, size=int(repeats.sum()), dtype=np.int32)
+    return table
+
+
+def concentration(config: MarkovConfig) -> np.ndarray:
+    """[V] Dirichlet parameters alpha V m_a, with m_a proportional to (a + 1) ** -zipf."""
+    weight = np.arange(1, config.vocab_size + 1) ** -config.zipf
+    return config.alpha * config.vocab_size * weight / weight.sum()
+
+
+def bayes_losses(
+    config: MarkovConfig, tokens: Int32[np.ndarray, "n t+1"]
+) -> Float32[np.ndarray, "n t"]:
+    """Nats of each next token under the exact posterior predictive. No model can be better."""
+    count, length = tokens.shape[0], tokens.shape[1] - 1
+    v, order, s = config.vocab_size, config.order, config.successors
+    every, rows = config.switch_every or length, np.arange(count)
+    losses = np.full((count, length), np.log(v), np.float32)
+    visits = np.zeros((count, v**order, v), np.int32)
+    prior = concentration(config)
+    for t in range(length):
+        if t % every == 0:
+            visits[:] = 0
+        if t + 1 < order:
+            continue  # an initial token is uniform
+        context = np.zeros(count, np.int64)
+        for age in range(order):
+            context = context * v + tokens[:, t - age]
+        target = tokens[:, t + 1]
+        seen = visits[rows, context]  # [n, V]
+        if config.kind == MarkovKind.successors:
+            known, distinct = seen[rows, target] > 0, (seen > 0).sum(axis=1)
+            unseen = np.where(distinct < s, (1 - distinct / s) / np.maximum(v - distinct, 1), 1.0)
+            probability = np.where(known, 1 / s, unseen)
+        else:
+            probability = (seen[rows, target] + prior[target]) / (seen.sum(axis=1) + prior.sum())
+        losses[:, t] = -np.log(probability)
+        visits[rows, context, target] += 1
+    return losses
