@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,12 +18,13 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from training.distributed import Processes
 from training.errors import UserError
 from training.schedules import lr_table
 from training.schema import OptimConfig, Optimiser, Precision, ScaleConfig
 
 Batch = dict[str, jax.Array]
-Loss = Callable[[Any, Batch], jax.Array]
+Loss = Callable[[Any, Batch], tuple[jax.Array, dict[str, jax.Array]]]  # mean loss, metrics
 
 
 def device_mesh(scale: ScaleConfig) -> Mesh:
@@ -112,9 +114,10 @@ class JaxStep:
 
     Args:
         model: initialised; its `nnx.Param`s are trained.
-        loss: (model, micro-batch) -> mean loss, a scalar.
+        loss: (model, micro-batch) -> mean loss, a scalar, and further metrics, averaged likewise.
         in_block: whether a parameter's dotted name lies in a repeated block (Muon takes matrices).
         steps: length of the run, for the schedule.
+        wide: which parameters stay float32 in a bf16 forward pass, by their dotted names.
     """
 
     def __init__(
@@ -125,8 +128,9 @@ class JaxStep:
         optim: OptimConfig,
         scale: ScaleConfig,
         steps: int,
+        wide: Callable[[str], bool] = lambda name: False,
     ) -> None:
-        self.optim, self.steps, self.count = optim, steps, 0
+        self.optim, self.steps, self.count, self.wide = optim, steps, 0, wide
         self.mesh = device_mesh(scale)
         self.bf16 = scale.precision == Precision.bf16
         self.graph, params = nnx.split(model, nnx.Param)
@@ -148,7 +152,10 @@ class JaxStep:
     def merge(self, params: Any) -> Any:
         """The model with these parameters, in the precision of the forward pass."""
         if self.bf16:
-            params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+            params = jax.tree.map_with_path(
+                lambda path, leaf: leaf if self.wide(dotted(path)) else leaf.astype(jnp.bfloat16),
+                params,
+            )
         return nnx.merge(self.graph, params)
 
     def pure_step(
@@ -156,21 +163,21 @@ class JaxStep:
     ) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
         """Parameters, optimiser state, averages, step, batch [parts, b, ...] -> the next ones."""
 
-        def of_part(total: Any, part: Batch) -> tuple[Any, None]:
-            value, grads = jax.value_and_grad(lambda p: loss(self.merge(p), part))(params)
-            return jax.tree.map(jnp.add, total, (value, grads)), None
+        def of_part(total: Any, part: Batch) -> tuple[Any, dict[str, jax.Array]]:
+            differentiated = jax.value_and_grad(lambda p: loss(self.merge(p), part), has_aux=True)
+            (value, metrics), grads = differentiated(params)
+            return jax.tree.map(jnp.add, total, grads), {"train/loss": value, **metrics}
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        (value, grads), _ = jax.lax.scan(of_part, zero, batch)
-        parts = self.optim.accumulate
-        value, grads = value / parts, jax.tree.map(lambda g: g / parts, grads)
+        total, each = jax.lax.scan(of_part, jax.tree.map(jnp.zeros_like, params), batch)
+        grads = jax.tree.map(lambda g: g / self.optim.accumulate, total)
+        metrics = jax.tree.map(jnp.mean, each)
         norm = optax.tree.norm(grads)
         updates, state = self.optimiser.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         if self.optim.ema_decay is not None:
             decay = jnp.minimum(self.optim.ema_decay, (2.0 + count) / (11.0 + count))
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
-        return params, state, ema, {"train/loss": value, "opt/grad_norm": norm}
+        return params, state, ema, {**metrics, "opt/grad_norm": norm}
 
     def update(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """One optimiser step on this process's rows of the batch; metrics as in `TorchStep`."""
@@ -209,6 +216,23 @@ class JaxStep:
     def evaluated(self) -> Any:
         """The parameters that are evaluated: the averaged ones if there are any."""
         return self.ema if self.optim.ema_decay is not None else self.params
+
+    def on_every_process(self, tree: Any) -> Any:
+        """The tree with each leaf whole on every device, so that any process may read it."""
+        return jax.device_put(tree, NamedSharding(self.mesh, PartitionSpec()))
+
+    def export(self, directory: Path, config: Any, processes: Processes) -> None:
+        """Write the evaluated weights, model.safetensors under dotted names, and model.json."""
+        from safetensors.numpy import save_file
+
+        from training.files import replace_with, write_json
+        from training.run_directory import plain
+
+        whole = self.on_every_process(self.evaluated)
+        if processes.is_main:
+            weights = {name: np.asarray(leaf) for name, leaf in named_leaves(whole).items()}
+            replace_with(directory / "model.safetensors", partial(save_file, weights))
+            write_json(directory / "model.json", plain(config))
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, averaged weights, optimiser state, step count."""

@@ -115,7 +115,7 @@ def fit(
 
             if due_log or due_eval or due_save or stop or over:
                 meter.collect(state)
-                check_finite(state, data, checkpoints)
+                check_finite(state, data, checkpoints, recipe.remedy)
             row, perf = meter.row(state) if due_log else ({}, {})
             if row and logger.is_main:
                 line = progress_line(state.step, config.steps, row, perf, recipe.unit)
@@ -178,7 +178,7 @@ def evaluate(recipe: Recipe, meter: Meter, final: bool = False) -> Mapping[str, 
         return recipe.evaluate(final)
 
 
-def check_finite(state: LoopState, data: Data, checkpoints: Checkpoints) -> None:
+def check_finite(state: LoopState, data: Data, checkpoints: Checkpoints, remedy: str) -> None:
     """Raise RunStopped at the first step whose metrics are not finite, before anything is saved."""
     for index, metrics in enumerate(state.window):
         bad = {k: v for k, v in metrics.items() if not math.isfinite(v)}
@@ -189,7 +189,7 @@ def check_finite(state: LoopState, data: Data, checkpoints: Checkpoints) -> None
             raise RunStopped(
                 f"{', '.join(f'{k}={v}' for k, v in bad.items())} at step {step}, "
                 f"batch {', '.join(data.ids(step))}; last good checkpoint: {good}. "
-                "Lower optim.lr or set optim.clip_norm, and give the run another name with run=..."
+                f"{remedy}, and give the run another name with run=..."
             )
 
 

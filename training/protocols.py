@@ -27,6 +27,7 @@ class Recipe(Protocol):
     framework: str  # "torch" or "jax": how its state is saved
     unit: str  # what experience is counted in: "tokens", "frames", "env_steps"
     units_per_step: int  # of all processes together
+    remedy: str  # which keys to change when a metric is not finite
     flops_per_step: float  # of all processes together; 0 where unknown
     data: Data
 

@@ -13,10 +13,10 @@ from enum import StrEnum
 from typing import Any
 
 from models.config import ModelConfig
-from models.language.config import TransformerConfig
-from training.data.config import DataConfig, FilesConfig, HubConfig, StdlibConfig
+from models.language.config import TransformerConfig, TTTE2EConfig
+from training.data.config import DataConfig, FilesConfig, HubConfig, MarkovConfig, StdlibConfig
 from training.fields import at_least, free, within
-from training.recipes.config import LanguageModelConfig, RecipeConfig
+from training.recipes.config import LanguageModelConfig, RecipeConfig, TTTE2ERecipeConfig
 
 
 class Device(StrEnum):
@@ -199,9 +199,14 @@ class TrainConfig:
 
 # Group -> option of `<option>_schema` -> dataclass. The YAML of an option starts from its schema.
 SCHEMAS: dict[str, dict[str, type]] = {
-    "recipe": {"language_model": LanguageModelConfig},
-    "model": {"transformer": TransformerConfig},
-    "data": {"stdlib": StdlibConfig, "files": FilesConfig, "hub": HubConfig},
+    "recipe": {"language_model": LanguageModelConfig, "ttt_e2e": TTTE2ERecipeConfig},
+    "model": {"transformer": TransformerConfig, "ttt_e2e": TTTE2EConfig},
+    "data": {
+        "stdlib": StdlibConfig,
+        "files": FilesConfig,
+        "hub": HubConfig,
+        "markov": MarkovConfig,
+    },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
 }
 

@@ -6,6 +6,7 @@ Pure Python: importing it loads no framework.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from models.config import ModelConfig
 
@@ -135,6 +136,14 @@ def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
     return 6 * matmul_parameters(config) + 12 * config.num_layers * width * span
 
 
+class InnerOrder(StrEnum):
+    """How the outer gradient treats the inner steps of a model that learns while it reads."""
+
+    second = "second"  # differentiates through them
+    first = "first"  # takes inner gradients as constants
+    none = "none"  # there are no inner steps
+
+
 @dataclass
 class TTTE2EConfig(TransformerConfig):
     """The decoder of TTT-E2E: sliding-window attention, fast prime MLPs in the last blocks."""
@@ -187,3 +196,20 @@ class TTTE2EConfig(TransformerConfig):
     @property
     def resolved_prime_d_ff(self) -> int:
         return self.resolved_d_ff if self.prime_d_ff is None else self.prime_d_ff
+
+
+def ttt_e2e_flops_per_token(config: TTTE2EConfig, seq_len: int, order: InnerOrder) -> int:
+    """Training FLOPs per token: every backward pass is counted as twice what it differentiates.
+
+    The blocks before the prime ones cost forward and backward, 3 F of a forward pass F. The rest
+    cost that without inner steps; with them F and 2 F for the inner gradient, whose own backward
+    pass doubles once more: 3 (F + 2 F) = 9 F to second order, F + 2 F + 2 F = 5 F to first.
+    """
+    span = seq_len if config.window is None else min(config.window, seq_len)
+    d, width = config.d_model, config.num_heads * config.resolved_head_dim
+    attention = 2 * d * config.resolved_head_dim * (config.num_heads + config.resolved_kv_heads)
+    block = 2 * (attention + 3 * d * config.resolved_d_ff) + 4 * width * span  # forward
+    prime = config.prime_layers * (block + 6 * d * config.resolved_prime_d_ff)
+    suffix = prime + 2 * config.resolved_vocab_size * d
+    times = {InnerOrder.none: 3, InnerOrder.first: 5, InnerOrder.second: 9}[order]
+    return 3 * (config.num_layers - config.prime_layers) * block + times * suffix

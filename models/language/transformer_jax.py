@@ -13,6 +13,7 @@ hd head width, f SwiGLU width, vocab token ids.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -254,7 +255,7 @@ def num_parameters(model: nnx.Module) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def to_torch(model: Transformer) -> dict[str, np.ndarray]:
+def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     """The model's parameters under the names and in the layout of the torch model's state dict."""
     return {name: np.asarray(param[...]) for name, param in _named_parameters(model).items()}
 
@@ -265,7 +266,18 @@ def from_torch(config: TransformerConfig, state: dict[str, np.ndarray]) -> Trans
     Raises:
         ValueError: names or shapes are not those of `config`.
     """
-    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    return fill(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))), state)
+
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def fill(model: M, state: dict[str, np.ndarray]) -> M:
+    """`model`, abstract or not, with its parameters set to arrays under their dotted names.
+
+    Raises:
+        ValueError: names or shapes are not the model's.
+    """
     parameters = _named_parameters(model)
     missing, unexpected = parameters.keys() - state.keys(), state.keys() - parameters.keys()
     if missing or unexpected:
@@ -283,6 +295,6 @@ def from_torch(config: TransformerConfig, state: dict[str, np.ndarray]) -> Trans
     return model
 
 
-def _named_parameters(model: Transformer) -> dict[str, nnx.Param]:
+def _named_parameters(model: nnx.Module) -> dict[str, nnx.Param]:
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {".".join(map(str, path)): parameter for path, parameter in flat}

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,7 +41,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models.language.config import TTTE2EConfig
+from models.language.config import InnerOrder, TTTE2EConfig
 from models.language.transformer_jax import (
     Attention,
     Embedding,
@@ -55,14 +54,6 @@ from models.language.transformer_jax import (
 from models.language.transformer_jax import num_parameters as num_parameters
 
 Fast = Any  # a pytree of the fast weights
-
-
-class Order(StrEnum):
-    """How the outer gradient treats the inner steps."""
-
-    second = "second"  # differentiates through them, as the paper does
-    first = "first"  # takes inner gradients as constants
-    none = "none"  # there are no inner steps
 
 
 class Memory(NamedTuple):
@@ -248,6 +239,11 @@ class TTTE2E(nnx.Module):
             x, _ = block(x, self.no_memory(), seen)
         return self.logits(x)
 
+    def static_losses(self, tokens: Int[Array, "b t+1"]) -> Float[Array, "b t"]:
+        """Nats of tokens[:, 1:] by the weights as they are."""
+        logits = widen(self(tokens[:, :-1]))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+
     def logits(self, x: Float[Array, "t d"]) -> Float[Array, "t vocab"]:
         """Norm and output head, on the residual stream after the last block."""
         head = self.embed if self.lm_head is None else self.lm_head
@@ -262,16 +258,21 @@ class TTTE2E(nnx.Module):
         return Memory(zero, zero)
 
 
+def matches_fast(config: TTTE2EConfig, name: str) -> bool:
+    """Whether the parameter of this dotted name is fast."""
+    return fnmatchcase(name, config.fast)
+
+
 def is_fast(config: TTTE2EConfig) -> Callable[[tuple[Any, ...], Any], bool]:
-    """The filter of `nnx.split` for the weights whose dotted name matches `config.fast`."""
-    return lambda path, _: fnmatchcase(".".join(map(str, path)), config.fast)
+    """The filter of `nnx.split` for the fast weights."""
+    return lambda path, _: matches_fast(config, ".".join(map(str, path)))
 
 
 def check_fast(model: TTTE2E) -> None:
     """Refuse a glob whose weights the inner loop could not, or should not, change."""
     config, key = model.config, f"model.fast={model.config.fast!r}"
     names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
-    matched = [name for name in names if fnmatchcase(name, config.fast)]
+    matched = [name for name in names if matches_fast(config, name)]
     if not matched:
         raise ValueError(f"{key} matches no weight; there are {', '.join(sorted(names))}")
     suffix = tuple(f"blocks.{i}." for i in range(model.first_prime, config.num_layers))
@@ -309,7 +310,7 @@ def read(
     tokens: Int[Array, " t+1"],
     state: State,
     inner_lr: Float[Array, ""] | float,
-    order: Order = Order.second,
+    order: InnerOrder = InnerOrder.second,
     remat_group: int | None = None,
 ) -> Reading:
     """Score tokens[1:] chunk by chunk, learning from each chunk after it was scored.
@@ -350,12 +351,12 @@ def read(
         carry: tuple[Fast, Any, Array], given: tuple[Array, Array]
     ) -> tuple[Any, tuple[Array, Array]]:
         fast, memories, seen = carry
-        if order == Order.none:
+        if order == InnerOrder.none:
             _, (losses, memories) = score(fast, *given, memories, seen)
             return (fast, memories, seen + config.chunk), (losses, jnp.zeros(()))
         learned = jax.grad(score, has_aux=True)(fast, *given, memories, seen)
         gradient, (losses, memories) = learned
-        if order == Order.first:
+        if order == InnerOrder.first:
             gradient = jax.lax.stop_gradient(gradient)
         fast, norm = inner_step(fast, gradient, inner_lr, config.inner_clip)
         return (fast, memories, seen + config.chunk), (losses, norm)
@@ -398,7 +399,7 @@ def losses(
     model: TTTE2E,
     tokens: Int[Array, "batch t+1"],
     inner_lr: Float[Array, ""] | float | None = None,
-    order: Order = Order.second,
+    order: InnerOrder = InnerOrder.second,
     remat_group: int | None = None,
 ) -> Reading:
     """`read` for each row of a batch from the beginning, each with fast weights of its own.

@@ -15,7 +15,14 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
-from training.data.config import CorpusConfig, DataConfig, FilesConfig, HubConfig, StdlibConfig
+from training.data.config import (
+    CorpusConfig,
+    DataConfig,
+    FilesConfig,
+    HubConfig,
+    MarkovConfig,
+    StdlibConfig,
+)
 from training.data.corpus import Corpus, DataError, pack, segment_ids, split
 from training.data.order import rank_slice, visit
 from training.data.tokenizer import Tokenizer, build_tokenizer
@@ -206,6 +213,29 @@ class LanguageData:
             weight = is_new & real[:, None] & (batch[:, 1:] != self.separator)
             yield self._with_segments({"tokens": batch, "weight": weight.astype(np.float32)})
 
+    def heldout_sequences(self, count: int, length: int) -> dict[str, np.ndarray]:
+        """Up to `count` stretches of held-out documents, evenly spaced, none across two documents.
+
+        Returns:
+            `tokens` int32 [n, length + 1].
+        Raises:
+            DataError: no held-out document is that long.
+        """
+        tokens = self.heldout.tokens
+        begins = np.flatnonzero(tokens == self.separator) + 1
+        ends = np.append(begins[1:] - 1, len(tokens))
+        starts = np.concatenate(
+            [np.arange(a, b - length, length) for a, b in zip(begins, ends, strict=True)]
+        )
+        if not len(starts):
+            raise DataError(
+                f"no held-out document has {length + 1} tokens (the longest has "
+                f"{int((ends - begins).max())}): shorten recipe.eval_lengths, or raise "
+                "data.heldout_bytes"
+            )
+        chosen = starts[np.linspace(0, len(starts) - 1, min(count, len(starts))).astype(np.int64)]
+        return {"tokens": tokens[chosen[:, None] + np.arange(length + 1)].astype(np.int32)}
+
     def describe(self) -> dict[str, Any]:
         """JSON-able facts, for a run's records."""
         return {
@@ -232,6 +262,15 @@ class LanguageData:
         if self.config.document_mask:
             batch["segments"] = segment_ids(batch["tokens"], self.separator)
         return batch
+
+
+def documents_for_run(config: TrainConfig, processes: Processes) -> LanguageData | MarkovData:
+    """Batches of a run and held-out sequences to read, generated or of a corpus."""
+    if isinstance(config.data, MarkovConfig):
+        from training.data.markov import MarkovData
+
+        return MarkovData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+    return for_run(config, processes)
 
 
 def for_run(config: TrainConfig, processes: Processes) -> LanguageData:

@@ -70,7 +70,7 @@ class MarkovData:
         rows = rank_slice(np.arange(self.config.batch_size), self._rank, self._world)
         return [f"document {row} of step {step}" for row in rows]
 
-    def heldout(self, count: int, length: int) -> dict[str, np.ndarray]:
+    def heldout_sequences(self, count: int, length: int) -> dict[str, np.ndarray]:
         """Fresh documents and their floor, the same for every model of the seed.
 
         Returns:

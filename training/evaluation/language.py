@@ -6,12 +6,12 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from models.language.config import TransformerConfig
-from training.data.config import CorpusConfig
+from training.data.config import CorpusConfig, MarkovConfig
 from training.distributed import Processes
 from training.errors import UserError
 from training.evaluation.floors import language_floors
@@ -19,9 +19,13 @@ from training.schema import TrainConfig
 
 if TYPE_CHECKING:
     from training.data.language import LanguageData
+    from training.data.markov import MarkovData
 
 
-def fill_vocabulary(model: TransformerConfig, data: LanguageData) -> TransformerConfig:
+ModelT = TypeVar("ModelT", bound=TransformerConfig)
+
+
+def fill_vocabulary(model: ModelT, data: LanguageData | MarkovData) -> ModelT:
     """The model's configuration, with the data's vocabulary where it names none."""
     if model.vocab_size is not None and model.vocab_size < data.vocab_size:
         raise UserError(
@@ -35,9 +39,12 @@ def config_without_data(config: TrainConfig) -> TransformerConfig:
     """The model's configuration, its vocabulary taken from the tokenizer where it names none."""
     from training.data.tokenizer import build_tokenizer
 
-    assert isinstance(config.model, TransformerConfig) and isinstance(config.data, CorpusConfig)
+    assert isinstance(config.model, TransformerConfig)
     if config.model.vocab_size is not None:
         return config.model
+    if isinstance(config.data, MarkovConfig):
+        return dataclasses.replace(config.model, vocab_size=config.data.vocab_size)
+    assert isinstance(config.data, CorpusConfig)
     vocab_size = build_tokenizer(config.data.tokenizer).vocab_size
     return dataclasses.replace(config.model, vocab_size=vocab_size)
 

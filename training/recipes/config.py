@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from training.fields import at_least, free
+from models.language.config import InnerOrder
+from training.fields import at_least, free, within
 
 
 @dataclass
@@ -37,3 +38,36 @@ class LanguageModelConfig(RecipeConfig):
     def __post_init__(self) -> None:
         at_least(self, "recipe", 1, "eval_batch_size", "eval_batches")
         at_least(self, "recipe", 0, "sample_tokens")
+
+
+@dataclass
+class TTTE2ERecipeConfig(RecipeConfig):
+    """Meta-learning of a decoder that trains its fast weights on what it reads."""
+
+    name: str = "ttt_e2e"
+    "Which recipe: the stem of its file."
+    order: InnerOrder = InnerOrder.second
+    "second differentiates through the inner steps, first takes them as constants, none takes none."
+    inner_warmup_steps: int = 0
+    "Steps over which the inner learning rate grows to model.inner_lr."
+    inner_warmup_from: float = 0.1
+    "Where it starts, relative to model.inner_lr."
+    remat_group: int | None = None
+    "Chunks per group of rematerialisation, best near their square root; null keeps everything."
+    eval_documents: int = 64
+    "Held-out documents per length at the end; a quarter of them during training."
+    eval_batch_size: int = 16
+    "Documents that are scored together."
+    eval_lengths: list[int] = field(default_factory=list)
+    "Lengths of held-out documents in tokens; [] takes data.seq_len."
+    eval_inner_lrs: list[float] = field(default_factory=list)
+    "Further inner learning rates that the final evaluation reads with; the best is `naive`."
+
+    def __post_init__(self) -> None:
+        at_least(self, "recipe", 1, "remat_group", "eval_documents", "eval_batch_size")
+        at_least(self, "recipe", 0, "inner_warmup_steps")
+        within(self, "recipe", 0.0, 1.0, "inner_warmup_from")
+        if any(length < 8 for length in self.eval_lengths):
+            raise ValueError(f"recipe.eval_lengths={self.eval_lengths}: each must be at least 8")
+        if any(not rate > 0 for rate in self.eval_inner_lrs):
+            raise ValueError(f"recipe.eval_inner_lrs={self.eval_inner_lrs}: each must be above 0")

@@ -44,6 +44,7 @@ class LanguageModel:
 
     framework = FRAMEWORK
     unit = "tokens"
+    remedy = "Lower optim.lr or set optim.clip_norm"
 
     def __init__(
         self, config: TrainConfig, data: LanguageData, processes: Processes, device: torch.device

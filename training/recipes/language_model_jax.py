@@ -6,7 +6,7 @@ generates no sample: the twin keeps no KV cache.
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 from models.language.config import TransformerConfig, flops_per_token
-from models.language.transformer_jax import Transformer, num_parameters, to_torch
+from models.language.transformer_jax import Transformer, num_parameters
 from training.data.config import CorpusConfig
 from training.data.language import LanguageData, for_run
 from training.distributed import Processes
@@ -54,6 +54,7 @@ class LanguageModelJax:
 
     framework = FRAMEWORK
     unit = "tokens"
+    remedy = "Lower optim.lr or set optim.clip_norm"
 
     def __init__(self, config: TrainConfig, data: LanguageData, processes: Processes) -> None:
         assert isinstance(config.recipe, LanguageModelConfig)
@@ -73,7 +74,7 @@ class LanguageModelJax:
         self.parameters = num_parameters(model)
         self.trainer = JaxStep(
             model,
-            lambda model, batch: token_losses(model, batch).mean(),
+            lambda model, batch: (token_losses(model, batch).mean(), {}),
             lambda name: name.startswith("blocks."),
             config.optim,
             config.scale,
@@ -117,19 +118,7 @@ class LanguageModelJax:
 
     def export(self, directory: Path) -> None:
         """Write model.safetensors (torch names) and model.json, for exchange."""
-        from safetensors.numpy import save_file
-
-        from training.files import replace_with, write_json
-        from training.run_directory import plain
-
-        whole = jax.device_put(
-            self.trainer.evaluated,
-            jax.sharding.NamedSharding(self.trainer.mesh, jax.sharding.PartitionSpec()),
-        )
-        if self.processes.is_main:
-            weights = to_torch(nnx.merge(self.trainer.graph, whole))
-            replace_with(directory / "model.safetensors", partial(save_file, weights))
-            write_json(directory / "model.json", plain(self.model_config))
+        self.trainer.export(directory, self.model_config, self.processes)
 
     def state_dict(self) -> dict[str, Any]:
         return self.trainer.state_dict()
