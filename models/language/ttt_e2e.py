@@ -249,6 +249,13 @@ class TTTE2E(nnx.Module):
         head = self.embed if self.lm_head is None else self.lm_head
         return self.norm(x) @ head.weight.T
 
+    def tuned(self, fast: Fast) -> TTTE2E:
+        """This model with other fast weights, cast to the dtype of the slow ones."""
+        graph, _, slow = nnx.split(self, is_fast(self.config), ...)
+        dtype = self.embed.weight.dtype
+        narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), fast)
+        return nnx.merge(graph, nnx.State(narrow), slow)
+
     def no_memory(self) -> Memory | None:
         """The memory of a layer that has seen nothing; None for full attention."""
         if self.config.window is None:
@@ -332,15 +339,12 @@ def read(
     for layer in range(first):
         x, memories[layer] = model.blocks[layer](x, memories[layer], state.seen)
     x = x.reshape(n, config.chunk, -1)
-    graph, _, slow = nnx.split(model, is_fast(config), ...)
 
     def score(
         fast: Fast, x: Float[Array, "b d"], targets: Int[Array, " b"], memories: Any, seen: Array
     ) -> tuple[Array, tuple[Array, Any]]:
         """Mean loss of a chunk under the fast weights; its losses and the memories after it."""
-        narrow = jax.tree.map(lambda leaf: leaf.astype(x.dtype), fast)
-        tuned = nnx.merge(graph, nnx.State(narrow), slow)
-        after = []
+        tuned, after = model.tuned(fast), []
         for block, memory in zip(tuned.blocks[first:], memories, strict=True):
             x, memory = block(x, memory, seen)
             after.append(memory)
