@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from models.language.config import InnerOrder, TTTE2EConfig
 from models.language.transformer_jax import (
@@ -91,8 +91,7 @@ def sliding_attention(
 ) -> tuple[Float[Array, "t h hd"], Memory]:
     """Each query sees itself and the w - 1 positions before it, of this call or in memory.
 
-    Blocks of at most w queries, each against the w keys before it and its own: linear in t. The
-    softmax is plain and in float32, because it is differentiated twice.
+    Blocks of at most w queries, each against the w keys before it and its own: linear in t.
 
     Args:
         memory: its first rows are empty as long as fewer than w positions were seen.
@@ -103,6 +102,7 @@ def sliding_attention(
     keys, values = jnp.concatenate([memory.k, k]), jnp.concatenate([memory.v, v])  # [w + t, kv, hd]
     size = min(t, w)
     blocks = -(-t // size)
+    cos, sin = (table.astype(q.dtype) for table in rope(w + size))
 
     def padded(x: Array) -> Array:
         return jnp.pad(x, ((0, blocks * size - t), (0, 0), (0, 0)))
@@ -113,29 +113,53 @@ def sliding_attention(
         v = jax.lax.dynamic_slice_in_dim(padded(values), begin, span)
         age = (w + jnp.arange(size))[:, None] - jnp.arange(span)  # of a key, as a query sees it
         exists = jnp.arange(span) >= w - (seen + begin)
-        return attend(q, k, v, (age >= 0) & (age < w) & exists, rope)
+        q, k = rotate(q, cos[w:], sin[w:]), rotate(k, cos, sin)
+        return softmax_attention(q, k, v, (age >= 0) & (age < w) & exists)
 
     q = padded(q).reshape(blocks, size, *q.shape[1:])
     out = jax.vmap(block)(jnp.arange(blocks), q) if blocks > 1 else block(jnp.asarray(0), q[0])
     return out.reshape(blocks * size, *q.shape[2:])[:t], Memory(keys[t:], values[t:])
 
 
-def attend(
+def full_attention(
+    q: Float[Array, "t h hd"],
+    k: Float[Array, "t kv hd"],
+    v: Float[Array, "t kv hd"],
+    rope: Callable[[int], tuple[Array, Array]],
+) -> Float[Array, "t h hd"]:
+    """Each query sees itself and all before it. Blocks of queries keep the memory linear in t."""
+    t = q.shape[0]
+    size = min(t, 1024)
+    blocks = -(-t // size)
+    cos, sin = (table.astype(q.dtype) for table in rope(t))
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+
+    def block(given: tuple[Array, Array]) -> Float[Array, "size h hd"]:
+        begin, q = given
+        return softmax_attention(q, k, v, begin + jnp.arange(size)[:, None] >= jnp.arange(t))
+
+    if blocks == 1:
+        return block((jnp.asarray(0), q))
+    q = jnp.pad(q, ((0, blocks * size - t), (0, 0), (0, 0))).reshape(blocks, size, *q.shape[1:])
+    out = jax.lax.map(block, (jnp.arange(blocks) * size, q))
+    return out.reshape(blocks * size, *q.shape[2:])[:t]
+
+
+def softmax_attention(
     q: Float[Array, "t h hd"],
     k: Float[Array, "s kv hd"],
     v: Float[Array, "s kv hd"],
-    mask: Array,  # [t, s], True where the query sees the key
-    rope: Callable[[int], tuple[Array, Array]],
+    mask: Bool[Array, "t s"],
 ) -> Float[Array, "t h hd"]:
-    """Softmax attention of the last t of s positions, rotated to 0 .. s - 1."""
-    (t, _, hd), (s, kv, _) = q.shape, k.shape
-    cos, sin = (table.astype(q.dtype) for table in rope(s))
-    q, k = rotate(q, cos[s - t :], sin[s - t :]), rotate(k, cos, sin)
+    """Softmax attention in plain operations, softmax in float32: it is differentiated twice.
+
+    `mask` is True where the query sees the key.
+    """
+    (t, _, hd), kv = q.shape, k.shape[1]
     q = q.reshape(t, kv, -1, hd)  # [t, kv, g, hd]
     scores = jnp.einsum("tkgd,skd->kgts", q, k).astype(jnp.promote_types(q.dtype, jnp.float32))
-    scores = jnp.where(mask, scores * hd**-0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("kgts,skd->tkgd", weights, v).reshape(t, -1, hd)
+    weights = jax.nn.softmax(jnp.where(mask, scores * hd**-0.5, -jnp.inf), axis=-1)
+    return jnp.einsum("kgts,skd->tkgd", weights.astype(v.dtype), v).reshape(t, -1, hd)
 
 
 class SlidingAttention(Attention):
@@ -156,7 +180,7 @@ class SlidingAttention(Attention):
             q, k = self.q_norm(q), self.k_norm(k)
         rope = partial(rotary, self.config)
         if memory is None:  # full attention
-            out = attend(q, k, v, jnp.tri(t, dtype=bool), rope)
+            out = full_attention(q, k, v, rope)
         else:
             out, memory = sliding_attention(q, k, v, memory, seen, rope)
         return self.o_proj(out.reshape(t, -1)), memory
@@ -424,6 +448,12 @@ def check_length(config: TTTE2EConfig, length: int) -> int:
     return length // config.chunk
 
 
-def state_bytes(state: State) -> int:
-    """Bytes of a sequence's state: fast weights and windows of keys and values."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+def state_bytes(model: TTTE2E, length: int) -> int:
+    """Bytes that a sequence of `length` tokens leaves behind.
+
+    Fast weights and windows of keys and values; with full attention all keys and values.
+    """
+    if model.config.window is not None:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(initial_state(model)))
+    heads = model.config.num_layers * model.config.resolved_kv_heads
+    return 2 * heads * model.config.resolved_head_dim * length * model.embed.weight.dtype.itemsize

@@ -3,17 +3,19 @@
     title, about        the paper's short name and its line in the README's table
     paper               null, or {title, year, arxiv}; null is a baseline of our own
     runs                name -> {experiment, seeds, overrides, scales: {scale: {seeds, overrides}}}
-    claims              [{id, statement, published, run, metric, minus, direction, threshold,
-                          chance, floors, ceilings, controls, reason}]
+    claims              [{id, statement, published, run, metric, minus, wins, direction,
+                          threshold, chance, floors, ceilings, controls, reason}]
 
 A metric is a key of the run's results.json: `eval/bpb` below `metrics`, or any nested path such as
 `floors/seen/order_2`. A claim compares `metric`, or `metric - minus`, with the threshold of the
-scale; a scale without a threshold is not judged. claims_file.py reads the file, verdicts.py judges.
+scale; a scale without a threshold is not judged. With `wins: true` both are lists, measured on the
+same groups of data, and what is compared is the share of groups in which `metric` is the smaller.
+claims_file.py reads the file, verdicts.py judges.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -85,6 +87,7 @@ class Criterion:
     minus: Ref | float | None
     direction: Direction
     threshold: dict[str, float]
+    wins: bool = field(default=False, kw_only=True)
 
     def refs(self) -> list[Ref]:
         """Everything that is read from runs."""

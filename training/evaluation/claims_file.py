@@ -231,7 +231,14 @@ def criterion(fields: Fields, runs: dict[str, RunSpec]) -> Criterion:
         minus = ref(minus, f"{fields.where}: `minus`", home, runs)
     statement, direction = fields.take("statement", str), fields.take("direction", str)
     direction = Direction(one_of(direction, list(Direction), "direction", fields.where))
-    return Criterion(name, statement, metric, minus, direction, thresholds(fields, direction))
+    wins = fields.raw("wins") or False
+    if not isinstance(wins, bool) or (wins and not isinstance(minus, Ref)):
+        raise UserError(
+            f"{fields.where}: `wins` must be true or false, and with true `minus` names what is "
+            "compared, group by group"
+        )
+    limits = thresholds(fields, direction)
+    return Criterion(name, statement, metric, minus, direction, limits, wins=wins)
 
 
 def thresholds(fields: Fields, direction: Direction) -> dict[str, float]:

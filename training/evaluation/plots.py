@@ -100,11 +100,12 @@ def line_chart(
     xlabel: str = "step",
     levels: Mapping[str, float] | None = None,
     from_zero: bool = False,
+    log_x: bool = False,
 ) -> str:
     """Curves, with `levels` (floors, ceilings) as horizontal lines labelled at the right.
 
     With levels the frame is theirs and the second half of the curves': how high a curve began
-    would flatten what is compared. `from_zero` begins the axis at zero.
+    would flatten what is compared. `from_zero` begins the axis at zero, `log_x` has base 2.
     """
     levels = {name: value for name, value in (levels or {}).items() if math.isfinite(value)}
     figure, (axes,) = blank(TALL if levels else HEIGHT)
@@ -112,6 +113,8 @@ def line_chart(
         draw_line(axes, line, colour)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.ticklabel_format(axis="y", useOffset=False)
+    if log_x:
+        axes.set_xscale("log", base=2)
     if levels:
         later = [y for line in lines for y in line.y[len(line.y) // 2 :] if math.isfinite(y)]
         frame(axes, [*levels.values(), *later])

@@ -131,6 +131,11 @@ def record_run(
     parameters = {results.get("parameters") for results in outcome.results} - {None}
     if len(parameters) == 1:
         found["parameters"] = parameters.pop()
+    if any("series" in results for results in outcome.results):
+        found["series"] = [
+            {name: [short(v) for v in values] for name, values in results["series"].items()}
+            for results in outcome.results
+        ]
     return found if outcome.failure is None else {**found, "failure": outcome.failure}
 
 

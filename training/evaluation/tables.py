@@ -129,9 +129,12 @@ def as_claimed(claim: Claim, scale: str, then: Mapping[str, Any]) -> dict[str, A
 
 def as_judged(record: Record) -> dict[str, Any]:
     """The part of a record that claims.yaml decided."""
-    found: dict[str, Any] = {key: record[key] for key in (*DESCRIBED, "chance")}
+    found = {key: record[key] for key in (*DESCRIBED, "chance", "wins") if key in record}
     if record["verdict"] != Verdict.not_run:
-        found["controls"] = [{key: c[key] for key in DESCRIBED} for c in record["controls"]]
+        found["controls"] = [
+            {key: control[key] for key in (*DESCRIBED, "wins") if key in control}
+            for control in record["controls"]
+        ]
     return found
 
 
@@ -247,6 +250,8 @@ def row(record: Record) -> list[str]:
 def formula(record: Record) -> str:
     """`metric - minus`, as it was measured."""
     minus = record["minus"]
+    if record.get("wins"):
+        return f"share of {record['metric']} < {minus}"
     less = number(minus) if isinstance(minus, float) else minus
     return f"{record['metric']} - {less}" if minus is not None else record["metric"]
 

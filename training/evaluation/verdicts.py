@@ -93,6 +93,24 @@ def read(ref: Ref, outcomes: Outcomes, where: str) -> list[float]:
     return values
 
 
+def read_groups(ref: Ref, outcomes: Outcomes, where: str) -> list[list[float]]:
+    """The list of numbers of every seed, one per group of data."""
+    found = [lookup(results, ref.metric) for results in outcomes[ref.run].results]
+    if not all(isinstance(values, list) and values for values in found):
+        raise UserError(
+            f"{where}: results.json of the run `{ref.run}` has no list `{ref.metric}`, "
+            "which `wins: true` compares group by group"
+        )
+    return [[math.nan if value is None else float(value) for value in row] for row in found]
+
+
+def share_of_wins(values: list[float], others: list[float], where: str) -> float:
+    """The share of groups in which the first is the smaller. Raises UserError if they differ."""
+    if len(values) != len(others):
+        raise UserError(f"{where}: {len(values)} and {len(others)} groups cannot be paired")
+    return sum(a < b for a, b in zip(values, others, strict=True)) / len(values)
+
+
 def null_paths(results: Results) -> list[str]:
     """Metrics that were recorded as null."""
     return [key for key, value in results.get("metrics", {}).items() if value is None]
@@ -103,6 +121,10 @@ def measure(criterion: Criterion, outcomes: Outcomes, where: str) -> list[float]
 
     Every run of a paper uses the first of the same seeds, so pairs exist up to the shorter one.
     """
+    if criterion.wins:
+        assert isinstance(criterion.minus, Ref)
+        groups = [read_groups(ref, outcomes, where) for ref in (criterion.metric, criterion.minus)]
+        return [share_of_wins(a, b, where) for a, b in zip(*groups, strict=False)]
     values = read(criterion.metric, outcomes, where)
     if isinstance(criterion.minus, Ref):
         other = read(criterion.minus, outcomes, where)
@@ -183,7 +205,7 @@ def judge(claim: Claim, scale: str, outcomes: Outcomes, where: str) -> dict[str,
     verdict, because = decide(claim, claim.threshold[scale], mean, spread, broken)
     record |= {"values": values, "mean": mean, "interval": spread}
     for key, refs in (
-        ("measured", claim.refs()),
+        ("measured", [] if claim.wins else claim.refs()),
         ("floors", claim.floors),
         ("ceilings", claim.ceilings),
     ):
@@ -207,6 +229,7 @@ def described(criterion: Criterion, scale: str) -> dict[str, Any]:
         "run": home,
         "metric": criterion.metric.metric,
         "minus": minus.label(home) if isinstance(minus, Ref) else minus,
+        **({"wins": True} if criterion.wins else {}),
         "direction": criterion.direction,
         "threshold": criterion.threshold.get(scale),
     }

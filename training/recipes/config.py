@@ -62,11 +62,19 @@ class TTTE2ERecipeConfig(RecipeConfig):
     "Lengths of held-out documents in tokens; [] takes data.seq_len."
     eval_inner_lrs: list[float] = field(default_factory=list)
     "Further inner learning rates that the final evaluation reads with; the best is `naive`."
+    eval_reread: bool = False
+    "Also score a second reading of the same documents: a leak by construction, below any floor."
+    cost_lengths: list[int] = field(default_factory=list)
+    "Context lengths to time reading at, after the training; [] for none."
 
     def __post_init__(self) -> None:
         at_least(self, "recipe", 1, "remat_group", "eval_documents", "eval_batch_size")
         at_least(self, "recipe", 0, "inner_warmup_steps")
         within(self, "recipe", 0.0, 1.0, "inner_warmup_from")
+        if len(self.cost_lengths) == 1 or sorted(set(self.cost_lengths)) != self.cost_lengths:
+            raise ValueError(
+                f"recipe.cost_lengths={self.cost_lengths} must be two or more, in rising order"
+            )
         if any(length < 8 for length in self.eval_lengths):
             raise ValueError(f"recipe.eval_lengths={self.eval_lengths}: each must be at least 8")
         if any(not rate > 0 for rate in self.eval_inner_lrs):

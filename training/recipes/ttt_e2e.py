@@ -15,6 +15,7 @@ is `naive`: test-time training of weights that were not trained for it).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,22 @@ import numpy as np
 from flax import nnx
 
 from models.language.config import InnerOrder, TTTE2EConfig, ttt_e2e_flops_per_token
-from models.language.ttt_e2e import TTTE2E, check_length, losses, matches_fast, num_parameters
+from models.language.ttt_e2e import (
+    TTTE2E,
+    check_length,
+    losses,
+    matches_fast,
+    num_parameters,
+    read,
+    state_bytes,
+)
 from training.data.config import CorpusConfig, MarkovConfig
 from training.data.language import LanguageData, documents_for_run
 from training.data.markov import MarkovData
 from training.distributed import Processes
 from training.errors import RunStopped, UserError
 from training.estimate import Estimate, jax_activations, state_memory
+from training.evaluation.cost import prefill_cost
 from training.evaluation.language import config_without_data, fill_vocabulary
 from training.evaluation.positions import Score, read_documents
 from training.jax_step import Batch, JaxStep
@@ -53,6 +63,9 @@ def token_losses(
     if order == InnerOrder.none and model.config.window is None:
         return model.static_losses(batch["tokens"]), jnp.zeros(())
     reading = losses(model, batch["tokens"], inner_lr, order, remat_group)
+    if "reread" in batch:
+        again = partial(read, model, inner_lr=inner_lr, order=order)
+        reading = jax.vmap(again)(batch["tokens"], reading.state)
     return reading.losses, reading.gradient_norms
 
 
@@ -122,8 +135,11 @@ class TTTE2ERecipe:
         # No outer gradient is taken here, so the first order costs and gives the same.
         return jax.jit(nats, static_argnums=3)
 
-    def score(self, rate: float | None) -> Score:
-        """Reads documents with an inner learning rate; None learns nothing."""
+    def score(self, rate: float | None, reread: bool = False) -> Score:
+        """Reads documents with an inner learning rate; None learns nothing.
+
+        `reread` scores a second reading, by what the first has left.
+        """
         order = InnerOrder.none if rate is None else InnerOrder.first
         size = self.recipe.eval_batch_size
         mine = slice(
@@ -135,7 +151,8 @@ class TTTE2ERecipe:
             found = []
             for first in range(0, len(tokens), size):
                 rows = tokens[np.arange(first, first + size) % len(tokens)]  # the last is filled up
-                batch = self.trainer.to_device({"tokens": rows[mine]})
+                batch = {"tokens": rows[mine], **({"reread": rows[mine, 0]} if reread else {})}
+                batch = self.trainer.to_device(batch)
                 out = self.scored(self.trainer.evaluated, batch, jnp.float32(rate or 0.0), order)
                 found.append(np.asarray(self.trainer.on_every_process(out), np.float32))
             return np.concatenate(found)[: len(tokens)]
@@ -155,6 +172,8 @@ class TTTE2ERecipe:
             count, lengths = self.recipe.eval_documents, self.lengths
             arms |= {"static": self.score(None)}
             arms |= {f"lr_{rate:g}": self.score(rate) for rate in self.recipe.eval_inner_lrs}
+            if self.recipe.eval_reread:
+                arms |= {"reread": self.score(rate, reread=True)}
         reading, series = read_documents(self.data, count, lengths, arms)
         found = reading[str(lengths[0])][own]
         self.check_diverged(found["mean"])
@@ -173,12 +192,30 @@ class TTTE2ERecipe:
 
     def summary(self) -> dict[str, Any]:
         """Sizes, and the loss along held-out documents by length and arm."""
-        return {
+        found = {
             "parameters": self.parameters,
             "uniform": float(np.log(self.model_config.resolved_vocab_size)),
             "data": self.data.describe(),
             **(self.reading or {}),
         }
+        if self.recipe.cost_lengths:
+            found["cost"] = cost = self.cost()
+            curves = {f"cost/{key}": cost[key] for key in ("lengths", "seconds", "bytes")}
+            found["series"] = {**found.get("series", {}), **curves}
+        return found
+
+    def cost(self) -> dict[str, Any]:
+        """Seconds to read one sequence of each length, and bytes of what is kept of it."""
+        model, rate = self.trainer.merge(self.trainer.evaluated), self.model_config.inner_lr
+        none = self.recipe.order == InnerOrder.none
+        order = InnerOrder.none if none else InnerOrder.first  # there is no outer gradient
+
+        def prepare(length: int) -> Callable[[], object]:
+            batch = {"tokens": jnp.zeros((1, length + 1), jnp.int32)}
+            params, eta = self.trainer.evaluated, jnp.float32(rate)
+            return lambda: self.scored(params, batch, eta, order).block_until_ready()
+
+        return prefill_cost(prepare, partial(state_bytes, model), self.recipe.cost_lengths)
 
     def export(self, directory: Path) -> None:
         """Write model.safetensors (dotted names) and model.json, for exchange."""
@@ -225,8 +262,10 @@ def check_lengths(config: TrainConfig) -> list[int]:
             "recipe.order=none and recipe.eval_inner_lrs=[], or give a window"
         )
     lengths = list(config.recipe.eval_lengths) or [config.data.seq_len]
-    for key, length in [("data.seq_len", config.data.seq_len)] + [
-        ("recipe.eval_lengths", length) for length in lengths
+    for key, length in [
+        ("data.seq_len", config.data.seq_len),
+        *(("recipe.eval_lengths", length) for length in lengths),
+        *(("recipe.cost_lengths", length) for length in config.recipe.cost_lengths),
     ]:
         try:
             check_length(config.model, length) if not full else None

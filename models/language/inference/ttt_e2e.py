@@ -64,7 +64,9 @@ class Reader:
 
     def learn(self, tokens: Int[np.ndarray, "batch t+1"]) -> None:
         """Whole chunks and the token after them -> the state that `read` leaves."""
-        self.state = learned(self.model, self.state, jnp.asarray(tokens), self.inner_lr)
+        self.state = learned(
+            self.model, self.state, jnp.asarray(tokens), jnp.float32(self.inner_lr)
+        )
         self.memories = self.state.memories
 
 
@@ -123,6 +125,7 @@ def generate(
         if temperature == 0:
             token = jnp.argmax(reader.logits, axis=-1)
         else:
+            assert key is not None
             draw = jax.random.fold_in(key, index)
             token = jax.random.categorical(draw, reader.logits / temperature)
         written.append(np.asarray(token)[:, None])

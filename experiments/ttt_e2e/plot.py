@@ -1,0 +1,53 @@
+"""Figures of TTT-E2E, from results/<scale>.json alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.plots import Line, line_chart, mean_curve
+from training.files import write_atomic
+
+ARMS = {
+    "TTT-E2E": ("ttt", "learning"),
+    "first order": ("first_order", "learning"),
+    "naive TTT": ("sliding_window", "naive"),
+    "sliding window": ("sliding_window", "static"),
+    "TTT-E2E, not learning": ("ttt", "static"),
+    "Bayes": ("ttt", "floor"),
+}
+
+
+def figures(results: dict[str, Any], directory: Path) -> None:
+    """Write <scale>_loss_at_<length>.svg per length, and <scale>_cost.svg."""
+    runs, scale = results["runs"], results["scale"]
+    lengths = {name.split("/")[0] for seed in runs["ttt"].get("series", []) for name in seed}
+    for length in sorted(lengths - {"cost"}, key=int):
+        lines = [
+            line
+            for name, (run, arm) in ARMS.items()
+            if (line := along(name, runs.get(run, {}), f"{length}/{arm}", int(length)))
+        ]
+        chart = line_chart(lines, "nats per token", f"position in documents of {length} tokens")
+        write_atomic(directory / f"{scale}_loss_at_{length}.svg", chart)
+    times = {"TTT-E2E": "cost", "full attention": "cost_full_attention"}
+    curves = [line for name, run in times.items() if (line := cost(name, runs.get(run, {})))]
+    if curves:
+        chart = line_chart(curves, "seconds to read the context", "tokens", log_x=True)
+        write_atomic(directory / f"{scale}_cost.svg", chart)
+
+
+def along(name: str, run: dict[str, Any], key: str, length: int) -> Line | None:
+    """Mean over seeds of a curve along documents; None if no seed has it."""
+    seeds = [seed[key] for seed in run.get("series", []) if key in seed]
+    if not seeds:
+        return None
+    width = length / len(seeds[0])
+    return mean_curve(name, [(i + 0.5) * width for i in range(len(seeds[0]))], seeds)
+
+
+def cost(name: str, run: dict[str, Any]) -> Line | None:
+    seeds = [seed for seed in run.get("series", []) if "cost/seconds" in seed]
+    if not seeds:
+        return None
+    return mean_curve(name, seeds[0]["cost/lengths"], [seed["cost/seconds"] for seed in seeds])
