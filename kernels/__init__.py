@@ -25,6 +25,7 @@ FUNCTIONS = {
     "decode_cascade": "kernels.kv_cache.attention.op",
     "decode_paged": "kernels.kv_cache.attention.op",
     "extend_paged": "kernels.kv_cache.attention.op",
+    "gated_delta_rule": "kernels.fast_weights.gated_delta.op",
     "host_cache": "kernels.kv_cache.swap",
     "linear_cross_entropy": "kernels.cross_entropy.op",
     "linear_distillation": "kernels.cross_entropy.op",
@@ -39,6 +40,7 @@ FUNCTIONS = {
     "select_top": "kernels.kv_cache.compaction.selection",
     "swap_in": "kernels.kv_cache.swap",
     "swap_out": "kernels.kv_cache.swap",
+    "ttt_linear": "kernels.fast_weights.ttt_linear.op",
 }
 "Public name -> where it is defined; loaded when it is first asked for."
 

@@ -83,7 +83,7 @@ def resolve(
     if impl == "interpret":
         _require(op, impl, _no_interpreter(device) or refusal)
         return _report(op, impl, "asked for")
-    reason = _no_gpu(device) or _no_tiles(table, arch(device)) or refusal
+    reason = _no_gpu(device) or refusal or _no_tiles(table, arch(device))
     if impl == "triton":
         _require(op, impl, reason)
         return _report(op, impl, "asked for")
