@@ -40,7 +40,8 @@ FUNCTIONS = {
     "select_top": "kernels.kv_cache.compaction.selection",
     "swap_in": "kernels.kv_cache.swap",
     "swap_out": "kernels.kv_cache.swap",
-    "ttt_linear": "kernels.fast_weights.ttt_linear.op",
+    "ttt_linear": "kernels.fast_weights.ttt.op",
+    "ttt_mlp": "kernels.fast_weights.ttt.op",
 }
 "Public name -> where it is defined; loaded when it is first asked for."
 

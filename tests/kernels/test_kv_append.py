@@ -17,7 +17,7 @@ from kernels.kv_cache.append.op import append_kv
 from kernels.kv_cache.layout import BlockTable, PagedKV, QuantSpec
 from kernels.parity import append as parity
 from models.language.config import TransformerConfig
-from models.language.transformer import RMSNorm, rotary, rotate
+from models.language.layers import RMSNorm, rotary, rotate
 
 CPU = torch.device("cpu")
 KINDS = ("none", "fp8", "int8", "int4")

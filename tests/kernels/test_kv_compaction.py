@@ -22,7 +22,7 @@ from kernels.kv_cache.layout import BlockTable, PagedKV, QuantSpec
 from kernels.kv_cache.pool import OutOfPages, PagePool
 from kernels.parity import compaction as parity
 from kernels.parity.compaction import packed, turns
-from models.language.transformer import rotate
+from models.language.layers import rotate
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from kernels.dispatch import assume_arch
 from kernels.kv_cache.compaction import reference
 from kernels.parity import compaction as parity
 from kernels.parity.compaction import turns
-from models.language.transformer import rotate
+from models.language.layers import rotate
 
 
 def generator(seed: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""TTT-Linear over a sequence, a mini-batch at a time.
+"""TTT layers over a sequence, a mini-batch at a time: TTT-Linear and TTT-MLP.
 
     impl       what runs                                                    gradients
     torch      the dual form in matrix products, mini-batch after           of any order
@@ -12,12 +12,18 @@ that begins at W, b, with rows of Q, K, V for its tokens and o the elementwise p
     output of the model before its norm:  Q W + b - (eta o Q K^T) G - eta G
     W' = W - (eta_last o K)^T G,  b' = b - sum eta_last o G
 
-Dimensions: b batch, t tokens, h heads, d width of a head, c tokens of a mini-batch.
+An MLP does the same in each layer, with what enters the layer for K and Q, and its G for G.
+
+Dimensions: b batch, t tokens, h heads, d width of a head, f hidden width of the MLP, c tokens of a
+mini-batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -57,9 +63,41 @@ def ttt_linear(
     Raises:
         ValueError: shapes that contradict each other, or an `impl` that cannot run.
     """
-    check("ttt_linear", q, k, v, rate, position, weight, bias, norm_weight, norm_bias)
-    resolve("ttt_linear", impl, device=q.device, table="", refusal="it has no kernels yet")
-    return dual(q, k, v, rate, position, weight, bias, norm_weight, norm_bias)
+    name, (b, _, h, d) = "ttt_linear", q.shape if q.ndim == 4 else (0, 0, 0, 0)
+    shapes = {"weight": (weight, (b, h, d, d)), "bias": (bias, (b, h, d))}
+    check(name, q, k, v, rate, position, norm_weight, norm_bias, shapes)
+    resolve(name, impl, device=q.device, table="", refusal="it has no kernels yet")
+    out, (weight, bias) = dual(q, k, v, rate, position, [weight, bias], norm_weight, norm_bias)
+    return out, weight, bias
+
+
+def ttt_mlp(
+    q: Float[Tensor, "b t h d"],
+    k: Float[Tensor, "b t h d"],
+    v: Float[Tensor, "b t h d"],
+    rate: Float[Tensor, "b t h"],
+    position: Float[Tensor, " c"],
+    state: tuple[
+        Float[Tensor, "b h d f"],
+        Float[Tensor, "b h f"],
+        Float[Tensor, "b h f d"],
+        Float[Tensor, "b h d"],
+    ],
+    norm_weight: Float[Tensor, "h d"],
+    norm_bias: Float[Tensor, "h d"],
+) -> tuple[Float[Tensor, "b t h d"], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """As `ttt_linear`, with gelu(x W1 + b1) W2 + b2 for the model; in plain operators only.
+
+    `state` is W1, b1, W2, b2; gelu is its tanh approximation.
+    """
+    name, (b, _, h, d) = "ttt_mlp", q.shape if q.ndim == 4 else (0, 0, 0, 0)
+    f = state[0].shape[-1]
+    wanted = [(b, h, d, f), (b, h, f), (b, h, f, d), (b, h, d)]
+    shapes = dict(zip(("W1", "b1", "W2", "b2"), zip(state, wanted, strict=True), strict=True))
+    check(name, q, k, v, rate, position, norm_weight, norm_bias, shapes)
+    resolve(name, "torch", device=q.device, table="")
+    out, (w1, b1, w2, b2) = dual(q, k, v, rate, position, state, norm_weight, norm_bias)
+    return out, (w1, b1, w2, b2)
 
 
 def dual(
@@ -68,29 +106,57 @@ def dual(
     v: Float[Tensor, "b t h d"],
     rate: Float[Tensor, "b t h"],
     position: Float[Tensor, " c"],
-    weight: Float[Tensor, "b h d d"],
-    bias: Float[Tensor, "b h d"],
+    state: Sequence[Tensor],  # weight and bias of each layer in turn
     norm_weight: Float[Tensor, "h d"],
     norm_bias: Float[Tensor, "h d"],
-) -> tuple[Float[Tensor, "b t h d"], Float[Tensor, "b h d d"], Float[Tensor, "b h d"]]:
+) -> tuple[Float[Tensor, "b t h d"], list[Tensor]]:
     """The matrix form in plain operators, in float32 or wider."""
     wide = torch.promote_types(q.dtype, torch.float32)
     queries, keys, values = (x.transpose(1, 2).to(wide) for x in (q, k, v))  # [b, h, t, d]
     rates, position = rate.transpose(1, 2).to(wide), position.to(wide)  # [b, h, t]
-    gamma, beta = norm_weight.to(wide)[:, None], norm_bias.to(wide)[:, None]  # [h, 1, d]
-    w, b, out = weight.to(wide), bias.to(wide)[:, :, None], []
-    c, steps = len(position), q.shape[1]
+    norm = norm_weight.to(wide)[:, None], norm_bias.to(wide)[:, None]  # [h, 1, d] each
+    # A bias is a row, [b, h, 1, d], so that it is added to every token.
+    layers = [
+        (w.to(wide), b.to(wide)[:, :, None]) for w, b in zip(state[::2], state[1::2], strict=True)
+    ]
+    out, c, steps = [], len(position), q.shape[1]
     for begin in range(0, steps, c):
         here = slice(begin, min(begin + c, steps))
         qs, ks, vs = queries[:, :, here], keys[:, :, here], values[:, :, here]
         eta = (position[: qs.shape[2], None] * rates[:, :, None, here]).tril()  # [b, h, c, c]
-        grad = norm_loss_gradient(ks @ w + b, vs - ks, gamma, beta)
-        z = qs @ w + b - (eta * (qs @ ks.mT)) @ grad - eta @ grad
-        out.append(qs + layer_norm(z, gamma, beta))
-        last = eta[:, :, -1, :, None]  # [b, h, c, 1]
-        w = w - (last * ks).mT @ grad
-        b = b - (last * grad).sum(dim=2, keepdim=True)
-    return torch.cat(out, dim=2).transpose(1, 2).to(v.dtype), w, b[:, :, 0]
+        inputs, gradients = inner_gradients(layers, ks, vs - ks, norm)
+        last, x, stepped = eta[:, :, -1, :, None], qs, []
+        for index, (w, b) in enumerate(layers):
+            x = F.gelu(x, approximate="tanh") if index else x
+            given, grad = inputs[index], gradients[index]
+            x = x @ w + b - (eta * (x @ given.mT)) @ grad - eta @ grad
+            stepped.append(
+                (w - (last * given).mT @ grad, b - (last * grad).sum(dim=2, keepdim=True))
+            )
+        layers = stepped
+        out.append(qs + layer_norm(x, *norm))
+    joined = torch.cat(out, dim=2).transpose(1, 2).to(v.dtype)
+    return joined, [x for w, b in layers for x in (w, b[:, :, 0])]
+
+
+def inner_gradients(
+    layers: Sequence[tuple[Tensor, Tensor]],
+    keys: Float[Tensor, "b h c d"],
+    target: Float[Tensor, "b h c d"],
+    norm: tuple[Tensor, Tensor],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What enters each layer for the keys, and each token's gradient at the layer's output."""
+    inputs, outputs, x = [], [], keys
+    for index, (w, b) in enumerate(layers):
+        x = F.gelu(x, approximate="tanh") if index else x
+        inputs.append(x)
+        x = x @ w + b
+        outputs.append(x)
+    gradients = [norm_loss_gradient(x, target, *norm)]
+    for index in range(len(layers) - 1, 0, -1):
+        back = gradients[0] @ layers[index][0].mT
+        gradients.insert(0, back * gelu_slope(outputs[index - 1]))
+    return inputs, gradients
 
 
 def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
@@ -109,6 +175,13 @@ def norm_loss_gradient(z: Tensor, target: Tensor, gamma: Tensor, beta: Tensor) -
     return inverse * (slope - slope.mean(dim=-1, keepdim=True) - unit * along)
 
 
+def gelu_slope(x: Tensor) -> Tensor:
+    """d/dx of gelu in its tanh approximation, x/2 (1 + tanh(s (x + 0.044715 x^3)))."""
+    s = (2 / torch.pi) ** 0.5
+    tanh = torch.tanh(s * (x + 0.044715 * x**3))
+    return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh.square()) * s * (1 + 3 * 0.044715 * x.square())
+
+
 def check(
     name: str,
     q: Tensor,
@@ -116,10 +189,9 @@ def check(
     v: Tensor,
     rate: Tensor,
     position: Tensor,
-    weight: Tensor,
-    bias: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
+    state: dict[str, tuple[Tensor, tuple[int, ...]]],
 ) -> None:
     """Refuse shapes that contradict each other."""
     if q.ndim != 4 or q.shape != k.shape or q.shape != v.shape or 0 in q.shape:
@@ -130,8 +202,7 @@ def check(
     b, t, h, d = q.shape
     expected = {
         "rate": (rate, (b, t, h)),
-        "weight": (weight, (b, h, d, d)),
-        "bias": (bias, (b, h, d)),
+        **state,
         "norm_weight": (norm_weight, (h, d)),
         "norm_bias": (norm_bias, (h, d)),
     }

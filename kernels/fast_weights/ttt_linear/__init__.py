@@ -1,1 +1,0 @@
-"""TTT-Linear: a linear model per head, trained on the sequence by mini-batches."""
