@@ -16,7 +16,12 @@ from models.config import ModelConfig
 from models.language.config import TransformerConfig, TTTE2EConfig
 from training.data.config import DataConfig, FilesConfig, HubConfig, MarkovConfig, StdlibConfig
 from training.fields import at_least, free, within
-from training.recipes.config import LanguageModelConfig, RecipeConfig, TTTE2ERecipeConfig
+from training.recipes.config import (
+    FastWeightsConfig,
+    LanguageModelConfig,
+    RecipeConfig,
+    TTTE2ERecipeConfig,
+)
 
 
 class Device(StrEnum):
@@ -199,7 +204,11 @@ class TrainConfig:
 
 # Group -> option of `<option>_schema` -> dataclass. The YAML of an option starts from its schema.
 SCHEMAS: dict[str, dict[str, type]] = {
-    "recipe": {"language_model": LanguageModelConfig, "ttt_e2e": TTTE2ERecipeConfig},
+    "recipe": {
+        "language_model": LanguageModelConfig,
+        "fast_weights": FastWeightsConfig,
+        "ttt_e2e": TTTE2ERecipeConfig,
+    },
     "model": {"transformer": TransformerConfig, "ttt_e2e": TTTE2EConfig},
     "data": {
         "stdlib": StdlibConfig,

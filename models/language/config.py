@@ -25,6 +25,53 @@ class RopeScaling:
     "Context the unscaled model was trained on, in tokens."
 
 
+class Mixer(StrEnum):
+    """What carries information between the tokens of a block."""
+
+    full = "full"  # attention over all earlier tokens
+    sliding = "sliding"  # attention over model.window tokens
+    ttt_linear = "ttt_linear"
+    ttt_mlp = "ttt_mlp"
+    lact = "lact"  # large chunks, beside sliding attention in the same layer
+    delta = "delta"
+    gated_delta = "gated_delta"
+    titans = "titans"
+
+
+@dataclass
+class MixingConfig:
+    """Which mixer each block has, and what the ones with fast weights are like."""
+
+    pattern: list[Mixer] = field(default_factory=list)
+    "Mixers of the blocks, repeated to their number; [] is attention, sliding if there is a window."
+    num_heads: int | None = None
+    "Heads of fast weights, each with a state of its own; null means model.num_heads."
+    conv: int = 4
+    "Width of the causal convolution on queries, keys and values; 0 for none."
+    chunk: int = 16
+    "Tokens per inner step: the mini-batch of TTT, the chunk of LaCT and Titans."
+    base_lr: float = 1.0
+    "TTT: largest learning rate of a token, times the width of a head (papers: Linear 1, MLP 0.1)."
+    expansion: float = 2.0
+    "Hidden width of a fast MLP (TTT-MLP, LaCT, Titans) relative to the width of a head."
+    muon: bool = True
+    "LaCT: orthogonalise the update."
+    momentum: bool = True
+    "LaCT: keep a momentum of the gradients."
+    max_lr: float = 0.1
+    "Titans: largest step size of a token."
+
+    def __post_init__(self) -> None:
+        if self.conv < 0 or self.chunk < 1 or (self.num_heads is not None and self.num_heads < 1):
+            raise ValueError(
+                f"model.mixing.conv={self.conv} must be at least 0, model.mixing.chunk="
+                f"{self.chunk} and model.mixing.num_heads={self.num_heads} at least 1"
+            )
+        for key in ("base_lr", "expansion", "max_lr"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"model.mixing.{key}={getattr(self, key)} must be > 0")
+
+
 @dataclass
 class TransformerConfig(ModelConfig):
     """A pre-norm decoder: RMSNorm, RoPE, grouped-query attention, SwiGLU (Llama, Qwen3)."""
@@ -61,6 +108,8 @@ class TransformerConfig(ModelConfig):
     "Orders n >= 2 of the hashed n-gram input tables; [] for none."
     ngram_buckets: int = 16384
     "Rows of each hashed n-gram table."
+    mixing: MixingConfig = field(default_factory=MixingConfig)
+    "The mixers of the blocks, if they are not all attention."
 
     def __post_init__(self) -> None:
         for key in ("d_model", "num_layers", "num_heads", "ngram_buckets"):
@@ -93,6 +142,46 @@ class TransformerConfig(ModelConfig):
             raise ValueError(
                 f"model.ngram_orders={list(self.ngram_orders)}: each must be at least 2"
             )
+        self.check_mixing()
+
+    def check_mixing(self) -> None:
+        """Refuse a pattern that the blocks or the window do not fit."""
+        pattern, mixing = self.mixing.pattern, self.mixing
+        names = [str(mixer) for mixer in pattern]
+        if pattern and self.num_layers % len(pattern):
+            raise ValueError(
+                f"model.mixing.pattern={names} has {len(pattern)} mixers, which do not divide "
+                f"model.num_layers={self.num_layers}"
+            )
+        if {Mixer.sliding, Mixer.lact} & set(pattern) and self.window is None:
+            raise ValueError(f"model.mixing.pattern={names} needs a window: set model.window")
+        if Mixer.lact in pattern and self.window is not None and self.window < mixing.chunk:
+            raise ValueError(
+                f"model.window={self.window} is smaller than model.mixing.chunk={mixing.chunk}: "
+                "within a chunk of LaCT only attention carries what was read"
+            )
+        if set(pattern) - {Mixer.full, Mixer.sliding}:
+            if self.d_model % self.resolved_mixing_heads:
+                raise ValueError(
+                    f"model.mixing.num_heads={self.resolved_mixing_heads} does not divide "
+                    f"model.d_model={self.d_model}"
+                )
+            if self.d_model // self.resolved_mixing_heads % 2:
+                raise ValueError(
+                    "the heads of fast weights have an odd width, rotary embeddings need an even "
+                    "one: change model.mixing.num_heads"
+                )
+
+    @property
+    def mixers(self) -> list[Mixer]:
+        """The mixer of each block."""
+        if not self.mixing.pattern:
+            return [Mixer.full if self.window is None else Mixer.sliding] * self.num_layers
+        return list(self.mixing.pattern) * (self.num_layers // len(self.mixing.pattern))
+
+    @property
+    def resolved_mixing_heads(self) -> int:
+        return self.num_heads if self.mixing.num_heads is None else self.mixing.num_heads
 
     @property
     def resolved_kv_heads(self) -> int:

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.attention.op import attention
 from models.language.config import TransformerConfig
 from models.language.layers import Embedding, Linear, RMSNorm, rotary, rotate
+from models.language.mixers import FastWeightMixer, build_mixer
 
 if TYPE_CHECKING:
     from models.language.inference.cache import KVCache
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig, layer: int, window: int | None) -> None:
         super().__init__()
         d, hd = config.d_model, config.resolved_head_dim
-        self.layer, self.head_dim, self.window = layer, hd, config.window
+        self.layer, self.head_dim, self.window = layer, hd, window
         self.impl = "auto"
         self.q_proj = Linear(d, config.num_heads * hd)
         self.k_proj = Linear(d, config.resolved_kv_heads * hd)
@@ -71,6 +72,11 @@ class Attention(nn.Module):
             out = cache.attend(self.layer, q, k, v, rope=rope, window=self.window, **self.norms())
         return self.o_proj(out.flatten(-2))
 
+    def state_bytes(self, length: int, itemsize: int) -> int:
+        """Bytes of the keys and values that queries after `length` tokens can see."""
+        seen = length if self.window is None else min(length, self.window)
+        return 2 * seen * self.k_proj.out_features * itemsize
+
     def norms(self) -> dict[str, Any]:
         """The query and key norms as the cache takes them; none without qk-norm."""
         if not (isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm)):
@@ -94,12 +100,12 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention, then pre-norm SwiGLU, each added to the residual stream."""
+    """Pre-norm attention (or another mixer), then pre-norm SwiGLU, added to the residual stream."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(config, layer)
+        self.attention = build_mixer(config, layer)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp = SwiGLU(config)
 
@@ -149,9 +155,15 @@ class Transformer(nn.Module):
         Matrices: normal, std 1 / sqrt(columns), so that what a norm feeds (queries, keys, logits)
         starts with unit variance at any width. The two that write to the residual stream: a further
         1 / sqrt(2 L), so that its variance does not grow with depth (GPT-2). Norms: one. n-gram
-        tables: zero, as if they were not there.
+        tables: zero, as if they were not there. What else a mixer has, it draws itself.
         """
+        own = set()
+        for prefix, module in self.named_modules():
+            if isinstance(module, FastWeightMixer):
+                own |= {f"{prefix}.{name}" for name in module.init_own(generator)}
         for name, parameter in self.named_parameters():
+            if name in own:
+                continue
             if "norm" in name:
                 parameter.fill_(1.0)
             elif name.startswith("ngram_tables."):
@@ -210,6 +222,12 @@ class Transformer(nn.Module):
             else:
                 x = block(x, cos, sin, segments, cache)
         return self.norm(x)
+
+    def state_bytes(self, length: int) -> int:
+        """Bytes that a sequence of `length` tokens leaves behind: keys and values, fast weights."""
+        itemsize = self.embed.weight.element_size()
+        mixers: list[Any] = [block.attention for block in self.blocks]
+        return sum(mixer.state_bytes(length, itemsize) for mixer in mixers)
 
     def logits(self, hidden: Float[Tensor, "b t d"]) -> Float[Tensor, "b t vocab"]:
         """The output head, tied or not, on what `hidden` returned."""

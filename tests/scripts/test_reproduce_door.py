@@ -281,3 +281,14 @@ sys.exit(130)
         run_in_subprocess(run, "label")
     assert stopped.value.code == 130
     assert (run.path / "reproduce.log").read_text() == "1\n"
+
+
+def test_a_run_that_was_past_stopping_still_ends_the_reproduction(
+    experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = one_run(experiments)
+    late = "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGTERM)"
+    child(tmp_path, monkeypatch, f"{late}\ntime.sleep(0.5)")
+    with pytest.raises(RunStopped) as stopped:
+        run_in_subprocess(run, "label")
+    assert stopped.value.code == 85

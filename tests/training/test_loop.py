@@ -23,6 +23,7 @@ class Counting:
     """Adds up its batches; its metrics are a function of the batches seen so far."""
 
     framework, unit, units_per_step, flops_per_step = "torch", "items", 3, 0.0
+    remedy = "Lower optim.lr"
 
     def __init__(self, at: dict[int, object] | None = None) -> None:
         self.total, self.count, self.at = torch.zeros(2), 0, at or {}

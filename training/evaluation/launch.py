@@ -189,9 +189,8 @@ def run_in_subprocess(run: PlannedRun, label: str) -> str | None:
         file.write(json.dumps({"wall_s": round(wall_s, 1), "code": code}) + "\n")
     if code == 0:
         print(f"{label}: finished in {clock(wall_s)}", file=sys.stderr, flush=True)
-        return None
-    stop_if_asked(received, code)
-    return why(code, tail)
+    stop_if_asked(received, code)  # also where the run was past stopping when the signal came
+    return None if code == 0 else why(code, tail)
 
 
 def follow(stream: Iterable[str], log: TextIO, label: str) -> list[str]:

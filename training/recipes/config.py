@@ -41,6 +41,33 @@ class LanguageModelConfig(RecipeConfig):
 
 
 @dataclass
+class FastWeightsConfig(LanguageModelConfig):
+    """Next-token prediction on documents, judged by the loss along them."""
+
+    name: str = "fast_weights"
+    "Which recipe: the stem of its file."
+    eval_documents: int = 64
+    "Held-out documents per length at the end; a quarter of them during training."
+    eval_lengths: list[int] = field(default_factory=list)
+    "Lengths of held-out documents in tokens; [] takes data.seq_len."
+    cost_lengths: list[int] = field(default_factory=list)
+    "Context lengths to time reading at, after the training; [] for none."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 1, "eval_documents")
+        check_reading(self.eval_lengths, self.cost_lengths)
+
+
+def check_reading(eval_lengths: list[int], cost_lengths: list[int]) -> None:
+    """Refuse lengths that cannot be cut into eighths or compared."""
+    if any(length < 8 for length in eval_lengths):
+        raise ValueError(f"recipe.eval_lengths={eval_lengths}: each must be at least 8")
+    if len(cost_lengths) == 1 or sorted(set(cost_lengths)) != cost_lengths:
+        raise ValueError(f"recipe.cost_lengths={cost_lengths} must be two or more, in rising order")
+
+
+@dataclass
 class TTTE2ERecipeConfig(RecipeConfig):
     """Meta-learning of a decoder that trains its fast weights on what it reads."""
 
@@ -71,11 +98,6 @@ class TTTE2ERecipeConfig(RecipeConfig):
         at_least(self, "recipe", 1, "remat_group", "eval_documents", "eval_batch_size")
         at_least(self, "recipe", 0, "inner_warmup_steps")
         within(self, "recipe", 0.0, 1.0, "inner_warmup_from")
-        if len(self.cost_lengths) == 1 or sorted(set(self.cost_lengths)) != self.cost_lengths:
-            raise ValueError(
-                f"recipe.cost_lengths={self.cost_lengths} must be two or more, in rising order"
-            )
-        if any(length < 8 for length in self.eval_lengths):
-            raise ValueError(f"recipe.eval_lengths={self.eval_lengths}: each must be at least 8")
+        check_reading(self.eval_lengths, self.cost_lengths)
         if any(not rate > 0 for rate in self.eval_inner_lrs):
             raise ValueError(f"recipe.eval_inner_lrs={self.eval_inner_lrs}: each must be above 0")

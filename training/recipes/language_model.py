@@ -19,8 +19,9 @@ from torch import Tensor
 from models.language.config import TransformerConfig, flops_per_token
 from models.language.inference.generation import generate
 from models.language.transformer import Transformer, num_parameters
-from training.data.config import CorpusConfig
+from training.data.config import CorpusConfig, MarkovConfig
 from training.data.language import LanguageData, for_run
+from training.data.markov import MarkovData
 from training.distributed import Processes
 from training.estimate import Estimate, state_memory, torch_activations
 from training.evaluation.floors import require_bytes
@@ -39,22 +40,23 @@ from training.torch_step import Batch, TorchStep, build_on
 FRAMEWORK = "torch"
 
 
-class LanguageModel:
-    """Trains a `Transformer` on windows of a corpus."""
+class DecoderTraining:
+    """Trains a `Transformer` to predict the next token; a recipe adds how it is judged."""
 
     framework = FRAMEWORK
     unit = "tokens"
     remedy = "Lower optim.lr or set optim.clip_norm"
 
     def __init__(
-        self, config: TrainConfig, data: LanguageData, processes: Processes, device: torch.device
+        self,
+        config: TrainConfig,
+        data: LanguageData | MarkovData,
+        processes: Processes,
+        device: torch.device,
     ) -> None:
         assert isinstance(config.recipe, LanguageModelConfig)
         assert isinstance(config.model, TransformerConfig)
-        self.config, self.recipe, self.data = config, config.recipe, data
-        self.processes = processes
-        if config.recipe.floors:
-            require_bytes(data)  # now, not after the training
+        self.config, self.processes = config, processes
         self.model_config = fill_vocabulary(config.model, data)
         self.model = build_on(
             device,
@@ -90,6 +92,37 @@ class LanguageModel:
         return F.cross_entropy(
             logits.float().flatten(0, 1), tokens[:, 1:].flatten().long(), reduction="none"
         ).view(tokens.shape[0], -1)
+
+    def export(self, directory: Path) -> None:
+        """Write model.safetensors and model.json, for exchange."""
+        from safetensors.torch import save_file
+
+        from training.files import replace_with, write_json
+        from training.run_directory import plain
+
+        weights = self.trainer.full_weights()
+        if self.processes.is_main:
+            replace_with(directory / "model.safetensors", partial(save_file, weights))
+            write_json(directory / "model.json", plain(self.model_config))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state_dict(state)
+
+
+class LanguageModel(DecoderTraining):
+    """Windows of a corpus; judged by held-out bits per byte beside the floors of counting."""
+
+    def __init__(
+        self, config: TrainConfig, data: LanguageData, processes: Processes, device: torch.device
+    ) -> None:
+        assert isinstance(config.recipe, LanguageModelConfig)
+        self.recipe, self.data = config.recipe, data
+        if config.recipe.floors:
+            require_bytes(data)  # now, not after the training
+        super().__init__(config, data, processes, device)
 
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
@@ -128,24 +161,6 @@ class LanguageModel:
             )
         return self.data.decode(tokens[0, 1:].tolist())
 
-    def export(self, directory: Path) -> None:
-        """Write model.safetensors and model.json, for exchange."""
-        from safetensors.torch import save_file
-
-        from training.files import replace_with, write_json
-        from training.run_directory import plain
-
-        weights = self.trainer.full_weights()
-        if self.processes.is_main:
-            replace_with(directory / "model.safetensors", partial(save_file, weights))
-            write_json(directory / "model.json", plain(self.model_config))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.trainer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.trainer.load_state_dict(state)
-
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> LanguageModel:
     """The recipe of `config` with its data, its model initialised on `device`."""
@@ -154,7 +169,7 @@ def build(config: TrainConfig, processes: Processes, device: torch.device) -> La
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data is read."""
-    assert isinstance(config.data, CorpusConfig)
+    assert isinstance(config.data, CorpusConfig | MarkovConfig)
     model_config = config_without_data(config)
     with torch.device("meta"):
         model = Transformer(model_config)
