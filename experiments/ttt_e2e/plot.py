@@ -13,6 +13,7 @@ ARMS = {
     "first order": ("first_order", "learning"),
     "naive TTT": ("sliding_window", "naive"),
     "sliding window": ("sliding_window", "static"),
+    "full attention": ("full_attention", "static"),
     "TTT-E2E, not learning": ("ttt", "static"),
     "Bayes": ("ttt", "floor"),
 }
@@ -30,6 +31,10 @@ def figures(results: dict[str, Any], directory: Path) -> None:
         ]
         chart = line_chart(lines, "nats per token", f"position in documents of {length} tokens")
         write_atomic(directory / f"{scale}_loss_at_{length}.svg", chart)
+    trained = {"TTT-E2E": "ttt", "full attention": "full_attention"}
+    curves = [line for name, run in trained.items() if (line := training(name, run, results))]
+    chart = line_chart(curves, "nats per token, last eighth of held-out documents")
+    write_atomic(directory / f"{scale}_training.svg", chart)
     times = {"TTT-E2E": "cost", "full attention": "cost_full_attention"}
     curves = [line for name, run in times.items() if (line := cost(name, runs.get(run, {})))]
     if curves:
@@ -44,6 +49,18 @@ def along(name: str, run: dict[str, Any], key: str, length: int) -> Line | None:
         return None
     width = length / len(seeds[0])
     return mean_curve(name, [(i + 0.5) * width for i in range(len(seeds[0]))], seeds)
+
+
+def training(name: str, run: str, results: dict[str, Any]) -> Line | None:
+    """Mean over seeds of the last eighth's loss at each evaluation of the training."""
+    seeds = [
+        {s: y for s, y in zip(seed["step"], seed["eval/last_eighth"], strict=True) if y is not None}
+        for seed in results["curves"].get(run, [])
+    ]
+    if not seeds:
+        return None
+    steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
+    return mean_curve(name, steps, [[seed[step] for step in steps] for seed in seeds])
 
 
 def cost(name: str, run: dict[str, Any]) -> Line | None:

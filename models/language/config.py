@@ -60,6 +60,8 @@ class MixingConfig:
     "LaCT: keep a momentum of the gradients."
     max_lr: float = 0.1
     "Titans: largest step size of a token."
+    fade_rate: float = 16.0
+    "Gated delta: upper end of the initial rates of fading, uniform from 1/16 of it (Mamba-2)."
 
     def __post_init__(self) -> None:
         if self.conv < 0 or self.chunk < 1 or (self.num_heads is not None and self.num_heads < 1):
@@ -67,7 +69,7 @@ class MixingConfig:
                 f"model.mixing.conv={self.conv} must be at least 0, model.mixing.chunk="
                 f"{self.chunk} and model.mixing.num_heads={self.num_heads} at least 1"
             )
-        for key in ("base_lr", "expansion", "max_lr"):
+        for key in ("base_lr", "expansion", "max_lr", "fade_rate"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"model.mixing.{key}={getattr(self, key)} must be > 0")
 

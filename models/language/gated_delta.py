@@ -71,11 +71,13 @@ class GatedDeltaNet(FastWeightMixer):
         return self.heads * self.head_dim**2
 
     def init_own(self, generator: torch.Generator | None) -> set[str]:
-        """Fading as in Mamba-2: rates uniform in [1, 16], times of 1e-3 to 1e-1, log-uniform."""
+        """Fading as in Mamba-2: rates uniform in [1, 16] (or scaled by `mixing.fade_rate`), times
+        log-uniform in [1e-3, 1e-1]."""
         drawn = super().init_own(generator)
         if not self.gated:
             return drawn
-        self.log_fade.uniform_(1.0, 16.0, generator=generator).log_()
+        rate = self.config.mixing.fade_rate
+        self.log_fade.uniform_(rate / 16, rate, generator=generator).log_()
         low, high = math.log(1e-3), math.log(1e-1)
         time = self.fade_bias.uniform_(low, high, generator=generator).exp()
         self.fade_bias.copy_(time + torch.log(-torch.expm1(-time)))  # softplus of it is `time`

@@ -80,13 +80,13 @@ class NeuralMemory(FastWeightMixer):
         return 2 * sum(weight.numel() for weight in self.start_weights) + chunk
 
     def init_own(self, generator: torch.Generator | None) -> set[str]:
-        """Memories: normal, std 1 / sqrt(columns); forgetting begins at 2 % of a token."""
+        """Memories: normal, std 1 / sqrt(columns); forgetting begins at 0.25 % a token."""
         drawn = super().init_own(generator)
         for weight in self.start_weights:
             weight.normal_(0.0, weight.shape[-2] ** -0.5, generator=generator)
         self.model_norm_weight.fill_(1.0)
         self.model_norm_shift.zero_()
-        self.rates_bias.copy_(torch.tensor([0.0, 0.0, -4.0])[:, None].expand(3, self.heads))
+        self.rates_bias.copy_(torch.tensor([0.0, 0.0, -6.0])[:, None].expand(3, self.heads))
         names = ("start_", "model_norm_", "rates_bias")
         return drawn | {name for name, _ in self.named_parameters() if name.startswith(names)}
 

@@ -18,6 +18,7 @@ from training.evaluation.statistics import interval, mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT, TALL = 4.8, 3.2, 4.4  # inches; small, so that 9-point text is readable on a phone
@@ -115,6 +116,7 @@ def line_chart(
     axes.ticklabel_format(axis="y", useOffset=False)
     if log_x:
         axes.set_xscale("log", base=2)
+        plain_ticks(axes.xaxis)
     if levels:
         later = [y for line in lines for y in line.y[len(line.y) // 2 :] if math.isfinite(y)]
         frame(axes, [*levels.values(), *later])
@@ -123,6 +125,7 @@ def line_chart(
         axes.grid(axis="y", color=FAINT, linewidth=0.4, alpha=0.4)
         if wide_range([y for line in lines for y in line.y]):
             axes.set_yscale("log")
+            plain_ticks(axes.yaxis)
         elif from_zero:
             axes.set_ylim(bottom=0)
     if len(lines) > 1:
@@ -161,6 +164,14 @@ def draw_line(axes: Axes, line: Line, colour: str) -> None:
     axes.plot(line.x, line.y, color=colour, label=line.label, marker=marker, markersize=3.5)
     if line.band is not None:
         axes.fill_between(line.x, *line.band, color=colour, alpha=0.2, linewidth=0)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """0.01 and 1024 on a logarithmic axis: powers would need markup, which names must not have."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def frame(axes: Axes, values: Sequence[float]) -> None:

@@ -178,7 +178,7 @@ class TTTE2ERecipe:
         found = reading[str(lengths[0])][own]
         self.check_diverged(found["mean"])
         if final:
-            self.reading = {"reading": best_of_rates(reading), "series": series}
+            self.reading = best_of_rates(reading, series)
         return {f"eval/{key}": found[key] for key in ("mean", "first_eighth", "last_eighth")}
 
     def check_diverged(self, mean: float) -> None:
@@ -228,14 +228,15 @@ class TTTE2ERecipe:
         self.trainer.load_state_dict(state)
 
 
-def best_of_rates(reading: dict[str, Any]) -> dict[str, Any]:
+def best_of_rates(reading: dict[str, Any], series: dict[str, list[float]]) -> dict[str, Any]:
     """Adds the arm `naive`: the reading of the inner learning rate with the best last eighth."""
-    for arms in reading.values():
+    for length, arms in reading.items():
         swept = [arm for arm in arms if arm.startswith("lr_")]
         if swept:
             best = min(swept, key=lambda arm: finite(arms[arm]["last_eighth"]))
             arms["naive"] = {**arms[best], "inner_lr": float(best.removeprefix("lr_"))}
-    return reading
+            series[f"{length}/naive"] = series[f"{length}/{best}"]
+    return {"reading": reading, "series": series}
 
 
 def finite(loss: float) -> float:

@@ -1,9 +1,10 @@
 """The gated delta rule over a sequence, chunk by chunk.
 
-    impl       what runs                                                    gradients
-    torch      chunks of `CHUNK` tokens in matrix products; the states      of any order
-               between chunks one after the other
-    auto       torch
+    impl       what runs                                        gradients      without
+    triton     our kernels (`triton.py`)                        first order    float64, dk over 128
+    interpret  the same, interpreted on the CPU, for tests      first order    float64, dk over 128
+    torch      chunks of `CHUNK` tokens in matrix products      of any order   -
+    auto       triton on a GPU, else torch; `kernels.record` says which, and why
 
 Within a chunk that begins at state S, with c_i the sum of g up to token i, the corrections
 u_i = beta_i (v_i - exp(g_i) S_{i-1}^T k_i) solve a unit lower triangular system (the WY or UT
@@ -29,6 +30,8 @@ from kernels.dispatch import resolve
 
 CHUNK = 64
 "Tokens that are solved for together."
+WIDEST = 128
+"Width of keys that the kernels take."
 
 
 def gated_delta_rule(
@@ -61,9 +64,29 @@ def gated_delta_rule(
             keys longer than 1 or g above 0. On a GPU nobody looks, which would mean to wait.
     """
     check("gated_delta_rule", q, k, v, beta, g, state)
-    resolve("gated_delta_rule", impl, device=q.device, table="", refusal="it has no kernels yet")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return chunked(q, k, v, beta, torch.zeros_like(beta) if g is None else g, state, scale)
+    g = torch.zeros_like(beta) if g is None else g
+    refusal = refused(q, k, v)
+    chosen = resolve(
+        "gated_delta_rule", impl, device=q.device, table="delta_solve", refusal=refusal
+    )
+    if chosen == "torch":
+        return chunked(q, k, v, beta, g, state, scale)
+    from kernels.fast_weights.gated_delta.launch import gated_delta
+
+    out, last, *_ = gated_delta(q, k, v, beta, g, state, scale)
+    return out, last
+
+
+def refused(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the kernels cannot compute this call; None if they can."""
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernels take float32, float16 and bfloat16, not {q.dtype}"
+    if not q.dtype == k.dtype == v.dtype:
+        return f"q, k and v differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}"
+    if q.shape[-1] > WIDEST:
+        return f"keys of width {q.shape[-1]} are over {WIDEST}"
+    return None
 
 
 def chunked(
