@@ -2,7 +2,7 @@
 
     afferent::gated_delta             out, last, and what the backward pass needs
     afferent::gated_delta_backward    dq, dk, dv, dbeta, dg, dfirst
-                                      tiles: tuned/delta_{solve,states,outputs,dstates,gradients}
+        tiles: tuned/delta_{solve,states,outputs,dstates,dqueries,dkeys,dvalues}
 
     kept for the backward pass                          values
     X, the solved system of every chunk                 b h t C
@@ -26,15 +26,17 @@ from kernels.dispatch import arch
 from kernels.launch import cdiv, dense_rows, launch, padded, precision
 from kernels.tiles import Tile, pick
 
-C = 64
-"Tokens of a chunk."
+
+def chunk(q: Tensor) -> int:
+    """Tokens of a chunk: as many for all kernels, by the table of the first."""
+    return tile_of("delta_solve", q).blocks["BLOCK_C"]
 
 
-def summed(g: Tensor) -> Tensor:
-    """Log decays [b, t, h] -> their sums within each chunk, in units of log 2: [b, h, n, C]."""
+def summed(g: Tensor, c: int) -> Tensor:
+    """Log decays [b, t, h] -> their sums within chunks of c, in units of log 2: [b, h, n, c]."""
     b, t, h = g.shape
-    fill = -t % C
-    rows = F.pad(g.float(), (0, 0, 0, fill)).transpose(1, 2).reshape(b, h, -1, C)
+    fill = -t % c
+    rows = F.pad(g.float(), (0, 0, 0, fill)).transpose(1, 2).reshape(b, h, -1, c)
     return rows.cumsum(-1) / math.log(2)
 
 
@@ -60,17 +62,19 @@ def forward(
 
     q, k, v = dense_rows(q), dense_rows(k), dense_rows(v)
     (b, t, h, dk), dv = q.shape, v.shape[-1]
-    since = summed(g)
+    c = chunk(q)
+    since = summed(g, c)
     n = since.shape[2]
-    solved = q.new_empty(b, h, n, C, C)
+    solved = q.new_empty(b, h, n, c, c)
     states, corrections = q.new_empty(b, h, n, dk, dv), q.new_empty(b, h, t, dv)
     last, out = q.new_empty(b, h, dk, dv, dtype=torch.float32), v.new_empty(b, t, h, dv)
-    shared = {"since": since, "t": t, "h": h, "n": n, "DK": dk, "BLOCK_K": padded(dk), "C": C}
+    shared = {"since": since, "t": t, "h": h, "n": n, "DK": dk, "BLOCK_K": padded(dk)}
     shared["PRECISION"] = precision(q.dtype)
     launch(
         kernels.delta_solve, (n, b * h), tile_of("delta_solve", q),
         k=k, beta=beta, solved=solved, **strides(k=k, beta=beta), **shared,
     )  # fmt: skip
+    shared["BLOCK_C"] = c
     tile = tile_of("delta_states", q)
     launch(
         kernels.delta_states, (cdiv(dv, tile.blocks["BLOCK_V"]), b * h), tile,
@@ -105,29 +109,45 @@ def backward(
 
     q, k, v, dout = (dense_rows(x) for x in (q, k, v, dout))
     (b, t, h, dk), dv = q.shape, v.shape[-1]
-    since = summed(g)
+    c = chunk(q)
+    since = summed(g, c)
     n = since.shape[2]
     dstates, derrors = torch.empty_like(states), torch.empty_like(corrections)
     dfirst = q.new_empty(b, h, dk, dv, dtype=torch.float32)
-    shared = {"since": since, "t": t, "h": h, "n": n, "DK": dk, "BLOCK_K": padded(dk), "C": C}
-    shared |= {"DV": dv, "scale": scale, "PRECISION": precision(q.dtype)}
-    shared |= {"q": q, "k": k, "beta": beta, "dout": dout, "derrors": derrors, "dstates": dstates}
-    shared |= strides(q=q, k=k, beta=beta, dout=dout)
+    shared = {"since": since, "t": t, "h": h, "n": n, "DK": dk, "BLOCK_K": padded(dk)}
+    shared |= {"BLOCK_C": c, "DV": dv, "PRECISION": precision(q.dtype), "k": k, **strides(k=k)}
+    reading = {"q": q, "dout": dout, "scale": scale, **strides(q=q, dout=dout)}
+    writing = {"beta": beta, "derrors": derrors, **strides(beta=beta)}
+    kept = {"states": states, "corrections": corrections}
     tile = tile_of("delta_dstates", q)
     launch(
         kernels.delta_dstates, (cdiv(dv, tile.blocks["BLOCK_V"]), b * h), tile,
-        solved=solved, dlast=dlast.float().contiguous(), dfirst=dfirst, **shared,
+        solved=solved, dlast=dlast.float().contiguous(), dfirst=dfirst, dstates=dstates,
+        **shared, **reading, **writing,
     )  # fmt: skip
     dq, dkey = q.new_empty(b, h, t, dk), k.new_empty(b, h, t, dk)
     dvalue = v.new_empty(b, h, t, dv)
     dbeta = beta.new_empty(b, h, t, dtype=torch.float32)
-    dsince = torch.empty_like(since)
+    dkeys = q.new_empty(b, h, t, dk, dtype=torch.float32)
+    parts = since.new_empty(4, *since.shape)  # of dsince, and dwritten
+    dend = since.new_empty(b, h, n, dk)
     launch(
-        kernels.delta_gradients, (n, b * h), tile_of("delta_gradients", q),
-        v=v, states=states, corrections=corrections, dq=dq, dk=dkey, dv=dvalue, dbeta=dbeta,
-        dsince=dsince, **strides(v=v), **shared,
+        kernels.delta_dqueries, (n, b * h), tile_of("delta_dqueries", q),
+        dq=dq, dsince=parts[0], **shared, **reading, **kept,
+    )  # fmt: skip
+    launch(
+        kernels.delta_dkeys, (n, b * h), tile_of("delta_dkeys", q),
+        dstates=dstates, dkeys=dkeys, dsince=parts[1], dwritten=parts[3], dend=dend,
+        **shared, **reading, **kept,
+    )  # fmt: skip
+    launch(
+        kernels.delta_dvalues, (n, b * h), tile_of("delta_dvalues", q),
+        v=v, dkeys=dkeys, dk=dkey, dv=dvalue, dbeta=dbeta, dsince=parts[2],
+        **strides(v=v), **shared, **writing, **kept,
     )  # fmt: skip
     # c is a running sum, so that the decay of a token takes part in every later one's.
+    dsince = parts[:3].sum(0)
+    dsince[..., -1] += parts[3].sum(-1) + dend.sum(-1)
     dg = dsince.flip(-1).cumsum(-1).flip(-1).reshape(b, h, -1)[..., :t]
     dq, dkey, dvalue, dbeta, dg = (x.transpose(1, 2) for x in (dq, dkey, dvalue, dbeta, dg))
     return dq, dkey, dvalue, dbeta.to(beta.dtype), dg.to(g.dtype), dfirst
@@ -143,11 +163,12 @@ def gated_delta(
 @gated_delta.register_fake
 def _(q, k, v, beta, g, first, scale):
     (b, t, h, dk), dv = q.shape, v.shape[-1]
-    n = cdiv(t, C)
+    c = chunk(q)
+    n = cdiv(t, c)
     return (
         v.new_empty(b, t, h, dv),
         q.new_empty(b, h, dk, dv, dtype=torch.float32),
-        q.new_empty(b, h, n, C, C),
+        q.new_empty(b, h, n, c, c),
         q.new_empty(b, h, n, dk, dv),
         q.new_empty(b, h, t, dv),
     )
