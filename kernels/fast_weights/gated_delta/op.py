@@ -1,8 +1,8 @@
 """The gated delta rule over a sequence, chunk by chunk.
 
     impl       what runs                                        gradients      without
-    triton     our kernels (`triton.py`)                        first order    float64, dk over 128
-    interpret  the same, interpreted on the CPU, for tests      first order    float64, dk over 128
+    triton     our kernels (`triton.py`)                        first order    float64, wide keys
+    interpret  the same, interpreted on the CPU, for tests      first order    float64, wide keys
     torch      chunks of `CHUNK` tokens in matrix products      of any order   -
     auto       triton on a GPU, else torch; `kernels.record` says which, and why
 
@@ -31,7 +31,7 @@ from kernels.dispatch import resolve
 CHUNK = 64
 "Tokens that are solved for together."
 WIDEST = 128
-"Width of keys that the kernels take."
+"Width of keys that the kernels take; in float32 half of it."
 
 
 def gated_delta_rule(
@@ -84,8 +84,9 @@ def refused(q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"the kernels take float32, float16 and bfloat16, not {q.dtype}"
     if not q.dtype == k.dtype == v.dtype:
         return f"q, k and v differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}"
-    if q.shape[-1] > WIDEST:
-        return f"keys of width {q.shape[-1]} are over {WIDEST}"
+    widest = WIDEST // 2 if q.dtype == torch.float32 else WIDEST
+    if q.shape[-1] > widest:
+        return f"keys of width {q.shape[-1]} are over {widest}, what the kernels hold in {q.dtype}"
     return None
 
 
