@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training.evaluation.plots import Line, line_chart, mean_curve
+from training.evaluation.positions import curves_of
 from training.files import write_atomic
 
 ARMS = {
@@ -27,7 +28,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
         lines = [
             line
             for name, (run, arm) in ARMS.items()
-            if (line := along(name, runs.get(run, {}), f"{length}/{arm}", int(length)))
+            for line in curves_of({name: runs.get(run, {})}, f"{length}/{arm}", int(length))
         ]
         chart = line_chart(lines, "nats per token", f"position in documents of {length} tokens")
         write_atomic(directory / f"{scale}_loss_at_{length}.svg", chart)
@@ -40,15 +41,6 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if curves:
         chart = line_chart(curves, "seconds to read the context", "tokens", log_x=True)
         write_atomic(directory / f"{scale}_cost.svg", chart)
-
-
-def along(name: str, run: dict[str, Any], key: str, length: int) -> Line | None:
-    """Mean over seeds of a curve along documents; None if no seed has it."""
-    seeds = [seed[key] for seed in run.get("series", []) if key in seed]
-    if not seeds:
-        return None
-    width = length / len(seeds[0])
-    return mean_curve(name, [(i + 0.5) * width for i in range(len(seeds[0]))], seeds)
 
 
 def training(name: str, run: str, results: dict[str, Any]) -> Line | None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
+from training.evaluation.plots import Line, mean_curve
 from training.evaluation.statistics import interval
 
 PARTS = 8  # of a document
@@ -97,3 +98,18 @@ def floor_margin(losses: Losses, floor: Losses) -> float:
         error = excess.std(ddof=1) / math.sqrt(len(excess)) if len(excess) > 1 else math.nan
         margins.append(0.0 if not excess.any() else float(excess.mean() / max(error, 1e-12)))
     return min(margins)
+
+
+def curves_of(runs: Mapping[str, Mapping[str, Any]], key: str, length: int) -> list[Line]:
+    """A curve along documents for each named run of a results file that has kept `key`.
+
+    Mean over seeds, in the middle of each stretch of positions.
+    """
+    lines = []
+    for name, run in runs.items():
+        seeds = [seed[key] for seed in run.get("series", []) if key in seed]
+        if seeds:
+            width = length / len(seeds[0])
+            middles = [(i + 0.5) * width for i in range(len(seeds[0]))]
+            lines.append(mean_curve(name.replace("_", " "), middles, seeds))
+    return lines
