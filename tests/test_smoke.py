@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers import write_corpus
 from training.config import compose, experiments
+from training.data.config import CorpusConfig
 from training.errors import RunStopped, UserError
 from training.logging import read_rows
 from training.run import run
@@ -25,17 +26,23 @@ SMOKE = {
     "data.batch_size": "4",
     "data.heldout_fraction": "0.3",
     "recipe.floors": "false",
+    "recipe.eval_documents": "8",
+    "recipe.eval_lengths": "[32]",
     "optim.warmup_steps": "1",
 }
 
 
 def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
+    config = compose([f"experiment={name}"])
+    corpus = ["data=files", write_corpus(tmp_path / "text")]
+    if not isinstance(config.data, CorpusConfig):
+        corpus = []  # it makes its documents
+    known = [key for key in SMOKE if hasattr(getattr(config, key.split(".")[0]), key.split(".")[1])]
     return [
         f"experiment={name}",
-        "data=files",
-        write_corpus(tmp_path / "text"),
+        *corpus,
         f"runs_dir={tmp_path / 'runs'}",
-        *(f"{key}={value}" for key, value in SMOKE.items()),
+        *(f"{key}={SMOKE[key]}" for key in known),
         "loop.steps=4",
         "loop.log_every=1",
         "loop.checkpoint_every=2",

@@ -142,6 +142,28 @@ def test_within_is_an_equivalence_claim(tmp_path: Path) -> None:
     assert verdict(tmp_path, tree, [3.5, 3.51, 3.49])["verdict"] == "not reproduced"
 
 
+def test_wins_count_groups_of_the_same_data(tmp_path: Path) -> None:
+    ref = {"run": "shuffled", "metric": "groups"}
+    tree = changed(
+        metric="groups", minus=ref, wins=True, direction="above", chance=0.5,
+        threshold={"cpu": 0.9}, floors=[], ceilings=[], controls=[],
+    )  # fmt: skip
+    claims = load_claims("fake", write_paper(tmp_path, tree))
+
+    def judged(*seeds: list[float]) -> dict[str, Any]:
+        main = RunOutcome([{**results(1.0), "groups": values} for values in seeds])
+        other = RunOutcome([{**results(1.0), "groups": [2.0] * 10} for _ in seeds])
+        return judge_all(claims, "cpu", {"main": main, "shuffled": other})[0]
+
+    record = judged([1.0] * 10, [1.0] * 9 + [3.0], [1.0] * 9 + [2.0])
+    assert record["values"] == [1.0, 0.9, 0.9] and record["verdict"] == "reproduced"
+    assert judged([1.0] * 4 + [3.0] * 6)["verdict"] == "not reproduced"
+    with pytest.raises(UserError, match="3 and 10 groups cannot be paired"):
+        judged([1.0] * 3)
+    with pytest.raises(UserError, match="no list `groups`"):
+        judge_all(claims, "cpu", {name: RunOutcome([results(1.0)]) for name in claims.runs})
+
+
 def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
     """Noise that both runs share cancels; an unpaired difference would drown."""
     tree = changed(minus={"run": "shuffled", "metric": "eval/bpb"}, controls=[])
