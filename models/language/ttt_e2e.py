@@ -20,6 +20,8 @@ The blocks before the first prime MLP do not depend on W: they read the whole se
 need no second derivative. Attention is a sliding window; each block of queries re-anchors its
 rotary positions to 0 .. 2 window - 1, so positions stay bounded at any length.
 
+`ttt_e2e_torch.py` reads with exported weights in torch.
+
 What differs from the paper: the square root in the clip has 1e-5 inside (its gradient exists at
 zero), and sequences may be continued: `State` is all that has been learned and is in view.
 
