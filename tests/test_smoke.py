@@ -21,6 +21,8 @@ SMOKE = {
     "model.num_layers": "2",
     "model.num_heads": "2",
     "model.ngram_buckets": "64",
+    "model.prime_layers": "1",
+    "model.chunk": "16",
     "data.seq_len": "32",
     "data.eval_stride": "32",
     "data.batch_size": "4",

@@ -210,6 +210,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "ttt_e2e": TTTE2ERecipeConfig,
     },
     "model": {"transformer": TransformerConfig, "ttt_e2e": TTTE2EConfig},
+    "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {
         "stdlib": StdlibConfig,
         "files": FilesConfig,

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.helpers import train
 from training.config import compose
-from training.errors import RunStopped
+from training.errors import RunStopped, UserError
 from training.recipes.ttt_e2e import TTTE2ERecipe
 from training.run import run
 
@@ -95,6 +96,21 @@ def test_a_rate_that_diverges_is_named(tmp_path: Path) -> None:
     for mean in (9.3, float("nan")):
         with pytest.raises(RunStopped, match=r"inner loop diverges: with model\.inner_lr=5"):
             TTTE2ERecipe.check_diverged(recipe, mean)
+
+
+def test_a_run_may_start_from_the_weights_of_another(tmp_path: Path) -> None:
+    small(tmp_path, "run=first")
+    file = tmp_path / "ttt_e2e/markov/first/model.safetensors"
+    still = ["loop.steps=1", "optim.lr=1e-12", f"recipe.start_from={file}"]
+    small(tmp_path, "run=second", *still)
+    before, after = load_file(file), load_file(file.parent.parent / "second" / file.name)
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        np.testing.assert_allclose(after[name], weight, atol=1e-7)
+    with pytest.raises(UserError, match=r"recipe\.start_from=.*weight has shape"):
+        small(tmp_path, "run=third", "model.d_model=32", *still)
+    with pytest.raises(UserError, match=r"recipe\.start_from=nowhere"):
+        small(tmp_path, "run=fourth", "recipe.start_from=nowhere")
 
 
 @pytest.mark.slow

@@ -75,6 +75,8 @@ class TTTE2ERecipeConfig(RecipeConfig):
     "Which recipe: the stem of its file."
     order: InnerOrder = InnerOrder.second
     "second differentiates through the inner steps, first takes them as constants, none takes none."
+    start_from: str | None = None
+    "A model.safetensors to begin with, of a run with the same model; null draws the weights."
     inner_warmup_steps: int = 0
     "Steps over which the inner learning rate grows to model.inner_lr."
     inner_warmup_from: float = 0.1

@@ -26,6 +26,7 @@ import numpy as np
 from flax import nnx
 
 from models.language.config import InnerOrder, TTTE2EConfig, ttt_e2e_flops_per_token
+from models.language.transformer_jax import fill
 from models.language.ttt_e2e import (
     TTTE2E,
     check_length,
@@ -86,6 +87,8 @@ class TTTE2ERecipe:
         self.lengths = check_lengths(config)
         self.model_config = fill_vocabulary(config.model, data)
         model = build_model(self.model_config, nnx.Rngs(params=jax_key(config.seed, "init")))
+        if self.recipe.start_from is not None:
+            model = loaded(model, self.recipe.start_from)
         self.parameters = num_parameters(model)
         self.trainer = JaxStep(
             model,
@@ -250,6 +253,17 @@ def build_model(config: TTTE2EConfig, rngs: nnx.Rngs) -> TTTE2E:
         return TTTE2E(config, rngs=rngs)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def loaded(model: TTTE2E, file: str) -> TTTE2E:
+    """The model with the weights of a safetensors file. Raises UserError if they do not fit."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return fill(model, load_file(file))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"recipe.start_from={file}: {error}") from error
 
 
 def check_lengths(config: TrainConfig) -> list[int]:
