@@ -264,8 +264,11 @@ class TTTE2EConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ngram_orders or self.rope_scaling is not None:
-            raise ValueError("model=ttt_e2e has no n-gram tables and no stretched rotary positions")
+        if self.ngram_orders or self.rope_scaling is not None or self.mixing.pattern:
+            raise ValueError(
+                "model=ttt_e2e has no n-gram tables, no stretched rotary positions and no "
+                "model.mixing.pattern"
+            )
         if not 1 <= self.prime_layers <= self.num_layers:
             raise ValueError(
                 f"model.prime_layers={self.prime_layers} must be between 1 and "

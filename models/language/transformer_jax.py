@@ -174,6 +174,10 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        if config.mixing.pattern:
+            raise ValueError(
+                "the jax twin has attention only: set model.mixing.pattern=[], or use torch"
+            )
         vocab, d = config.resolved_vocab_size, config.d_model
         self.config = config
         self.checkpoint_blocks = False

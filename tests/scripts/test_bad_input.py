@@ -47,6 +47,7 @@ def refused(done: subprocess.CompletedProcess[str], *expected: str) -> None:
         ([TTT, "data.successors=40"], "data.successors=40 is out of range"),
         ([TTT, "recipe.remat_group=3"], "recipe.remat_group=3 does not divide the 16 chunks"),
         (["experiment=ttt_layers/markov", "model.mixing.pattern=[ttt_liner]"], "ttt_linear"),
+        ([QUICKSTART, "recipe=language_model_jax", "model.mixing.pattern=[delta]"], "jax twin has"),
         (["experiment=lact/markov", "model.window=16"], "model.window=16 is smaller than"),
     ],
 )

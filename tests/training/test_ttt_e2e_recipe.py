@@ -98,6 +98,26 @@ def test_a_rate_that_diverges_is_named(tmp_path: Path) -> None:
             TTTE2ERecipe.check_diverged(recipe, mean)
 
 
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (("ttt_e2e", "transformer", "markov"), "trains model=ttt_e2e, not model=transformer"),
+        (("language_model", "ttt_e2e", "stdlib"), "trains model=transformer, not model=ttt_e2e"),
+        (("language_model_jax", "ttt_e2e", "stdlib"), "trains model=transformer, not model="),
+        (("language_model", "transformer", "markov"), "takes data=stdlib, files or hub, not data="),
+        (("fast_weights", "ttt_e2e", "markov"), "trains model=transformer, not model=ttt_e2e"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(
+    parts: tuple[str, str, str], said: str, tmp_path: Path
+) -> None:
+    chosen = [
+        f"{key}={value}" for key, value in zip(("recipe", "model", "data"), parts, strict=True)
+    ]
+    with pytest.raises(UserError, match=said):
+        run(compose([*chosen, f"runs_dir={tmp_path}", "run=x"]))
+
+
 def test_a_run_may_start_from_the_weights_of_another(tmp_path: Path) -> None:
     small(tmp_path, "run=first")
     file = tmp_path / "ttt_e2e/markov/first/model.safetensors"

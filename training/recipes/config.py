@@ -3,9 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from models.language.config import InnerOrder
+from training.errors import UserError
 from training.fields import at_least, free, within
+
+
+def check_parts(
+    config: Any, recipe: type, models: tuple[str, ...], data: tuple[type, ...], use: str
+) -> None:
+    """Raise UserError unless a run's recipe, model and data belong together.
+
+    Args:
+        config: a TrainConfig.
+        recipe: the recipe's own configuration class.
+        models: names of the models it trains.
+        data: configuration classes of the data it takes; `use` names them.
+    """
+    name = config.recipe.name
+    if not isinstance(config.recipe, recipe):
+        raise UserError(f"recipe.name={name} is no name to be set: choose recipe={name}")
+    if config.model.name not in models:
+        raise UserError(
+            f"recipe={name} trains model={' or '.join(models)}, not model={config.model.name}"
+        )
+    if not isinstance(config.data, data):
+        raise UserError(f"recipe={name} takes data={use}, not data={config.data.name}")
 
 
 @dataclass

@@ -21,12 +21,13 @@ from training.distributed import Processes
 from training.estimate import Estimate
 from training.evaluation.cost import prefill_cost
 from training.evaluation.positions import read_documents
-from training.recipes.config import FastWeightsConfig
+from training.recipes.config import FastWeightsConfig, check_parts
 from training.recipes.language_model import FRAMEWORK as FRAMEWORK
 from training.recipes.language_model import DecoderTraining
 from training.recipes.language_model import estimate as estimate_language_model
 from training.schema import TrainConfig
 
+DOCUMENTS = (CorpusConfig, MarkovConfig), "markov, stdlib, files or hub"
 OWN = "static"  # the arm: nothing is set apart as learned at test time, it is part of the layers
 
 
@@ -99,10 +100,11 @@ class FastWeights(DecoderTraining):
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> FastWeights:
     """The recipe of `config` with its data, its model initialised on `device`."""
+    check_parts(config, FastWeightsConfig, ("transformer",), *DOCUMENTS)
     return FastWeights(config, documents_for_run(config, processes), processes, device)
 
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data is read."""
-    assert isinstance(config.data, CorpusConfig | MarkovConfig)
+    check_parts(config, FastWeightsConfig, ("transformer",), *DOCUMENTS)
     return estimate_language_model(config)

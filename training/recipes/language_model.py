@@ -32,12 +32,13 @@ from training.evaluation.language import (
     heldout_batches,
     language_summary,
 )
-from training.recipes.config import LanguageModelConfig
+from training.recipes.config import LanguageModelConfig, check_parts
 from training.schema import Precision, TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
 
 FRAMEWORK = "torch"
+CORPORA = "stdlib, files or hub"
 
 
 class DecoderTraining:
@@ -164,6 +165,7 @@ class LanguageModel(DecoderTraining):
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> LanguageModel:
     """The recipe of `config` with its data, its model initialised on `device`."""
+    check_parts(config, LanguageModelConfig, ("transformer",), (CorpusConfig,), CORPORA)
     return LanguageModel(config, for_run(config, processes), processes, device)
 
 

@@ -32,7 +32,7 @@ from training.evaluation.language import (
     language_summary,
 )
 from training.jax_step import Batch, JaxStep
-from training.recipes.config import LanguageModelConfig
+from training.recipes.config import LanguageModelConfig, check_parts
 from training.schema import Precision, TrainConfig
 from training.seeding import jax_key
 
@@ -63,6 +63,11 @@ class LanguageModelJax:
             raise UserError(
                 "recipe.sample_tokens needs recipe=language_model: the jax twin keeps no KV cache; "
                 "set recipe.sample_tokens=0"
+            )
+        if config.model.mixing.pattern:
+            raise UserError(
+                "model.mixing.pattern needs recipe=language_model or recipe=fast_weights: the jax "
+                "twin has attention only"
             )
         self.config, self.recipe, self.data = config, config.recipe, data
         self.processes = processes
@@ -129,6 +134,9 @@ class LanguageModelJax:
 
 def build(config: TrainConfig, processes: Processes, device: None = None) -> LanguageModelJax:
     """The recipe of `config` with its data, its model initialised on the mesh."""
+    check_parts(
+        config, LanguageModelConfig, ("transformer",), (CorpusConfig,), "stdlib, files or hub"
+    )
     return LanguageModelJax(config, for_run(config, processes), processes)
 
 

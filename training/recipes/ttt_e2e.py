@@ -46,7 +46,7 @@ from training.evaluation.cost import prefill_cost
 from training.evaluation.language import config_without_data, fill_vocabulary
 from training.evaluation.positions import Score, read_documents
 from training.jax_step import Batch, JaxStep
-from training.recipes.config import TTTE2ERecipeConfig
+from training.recipes.config import TTTE2ERecipeConfig, check_parts
 from training.schema import Precision, TrainConfig
 from training.seeding import jax_key
 
@@ -267,7 +267,10 @@ def loaded(model: TTTE2E, file: str) -> TTTE2E:
 
 
 def check_lengths(config: TrainConfig) -> list[int]:
-    """Lengths to evaluate at. Raises UserError where one does not come out in chunks."""
+    """Lengths to evaluate at. Raises UserError where one does not come out in chunks, or where
+    recipe, model and data do not belong together."""
+    documents = (CorpusConfig, MarkovConfig)
+    check_parts(config, TTTE2ERecipeConfig, ("ttt_e2e",), documents, "markov, stdlib, files or hub")
     assert isinstance(config.recipe, TTTE2ERecipeConfig) and isinstance(config.model, TTTE2EConfig)
     assert isinstance(config.data, CorpusConfig | MarkovConfig)
     full = config.model.window is None
