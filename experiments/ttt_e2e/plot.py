@@ -14,7 +14,6 @@ ARMS = {
     "first order": ("first_order", "learning"),
     "naive TTT": ("sliding_window", "naive"),
     "sliding window": ("sliding_window", "static"),
-    "full attention": ("full_attention", "static"),
     "TTT-E2E, not learning": ("ttt", "static"),
     "Bayes": ("ttt", "floor"),
 }
@@ -34,7 +33,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
         write_atomic(directory / f"{scale}_loss_at_{length}.svg", chart)
     trained = {"TTT-E2E": "ttt", "full attention": "full_attention"}
     curves = [line for name, run in trained.items() if (line := training(name, run, results))]
-    chart = line_chart(curves, "nats per token, last eighth of held-out documents")
+    chart = line_chart(curves, "nats per token, last eighth")
     write_atomic(directory / f"{scale}_training.svg", chart)
     times = {"TTT-E2E": "cost", "full attention": "cost_full_attention"}
     curves = [line for name, run in times.items() if (line := cost(name, runs.get(run, {})))]
