@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +97,24 @@ def test_a_rate_that_diverges_is_named(tmp_path: Path) -> None:
     for mean in (9.3, float("nan")):
         with pytest.raises(RunStopped, match=r"inner loop diverges: with model\.inner_lr=5"):
             TTTE2ERecipe.check_diverged(recipe, mean)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.seq_len=250"], "data.seq_len: 250 tokens are no whole number of chunks"),
+        (["recipe.eval_lengths=[12]"], "recipe.eval_lengths: 12 tokens are no whole number"),
+        (["model.fast=blocks.*.memory.*"], "matches no weight; there are blocks.0.attention"),
+        (["model.fast=blocks.1.attention.*"], "set model.fast_attention=true"),
+        (["model.window=null"], "set recipe.order=none"),
+        (["data.successors=40"], "data.successors=40 is out of range"),
+        (["recipe.cost_lengths=[64,32]"], "must be two or more, in rising order"),
+        (["recipe.eval_inner_lrs=[0]"], "each must be above 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(overrides: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        small(tmp_path, *overrides)
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,12 @@ def check_lengths(config: TrainConfig) -> list[int]:
             check_length(config.model, length) if not full else None
         except ValueError as error:
             raise UserError(f"{key}: {error}") from error
+    chunks, group = config.data.seq_len // config.model.chunk, config.recipe.remat_group
+    if group is not None and chunks % group and config.recipe.order != InnerOrder.none:
+        raise UserError(
+            f"recipe.remat_group={group} does not divide the {chunks} chunks of data.seq_len="
+            f"{config.data.seq_len}"
+        )
     return lengths
 
 
