@@ -255,3 +255,21 @@ def test_importing_the_data_layer_loads_no_framework():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_heldout_sequences_lie_within_documents_and_are_spread_over_them(folder):
+    data = build(files(folder), seed=0)
+    assert isinstance(data, LanguageData)
+    tokens = data.heldout_sequences(10_000, 40)["tokens"]
+    assert tokens.shape[1] == 41 and tokens.dtype == np.int32
+    assert not (tokens == BYTE_SEPARATOR).any()
+    text = {data.heldout.bytes_of(i) for i in range(len(data.heldout.names))}
+    for row in tokens:
+        assert any(bytes(row.astype(np.uint8)) in document for document in text)
+    starts = {bytes(row[:-1].astype(np.uint8)) for row in tokens}
+    longest = sorted(text, key=len)[-1]
+    assert longest[:40] in starts and longest[40:80] in starts
+    few = data.heldout_sequences(3, 40)["tokens"]
+    np.testing.assert_array_equal(few[[0, -1]], tokens[[0, -1]])
+    with pytest.raises(DataError, match=r"no held-out document has 5001 tokens \(the longest has"):
+        data.heldout_sequences(1, 5000)
