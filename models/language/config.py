@@ -215,16 +215,17 @@ def matmul_parameters(config: TransformerConfig) -> int:
 def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
     """Forward and backward floating-point operations per token of a sequence of `seq_len` tokens.
 
-        6 N + 12 L H hd min(window, seq_len)
+        6 N + 12 H hd sum over blocks of min(window, seq_len), or of seq_len for full attention
 
     N is `matmul_parameters`: 2 N forward, 4 N backward. The second term is q k^T and the weighted
     sum of values; it counts every position of the window as seen, although causality hides half of
     them. That is the convention of PaLM (arXiv:2204.02311, appendix B) and nanoGPT, so that
-    utilisations compare.
+    utilisations compare. A layer of fast weights is counted as the attention it stands for.
     """
-    span = seq_len if config.window is None else min(config.window, seq_len)
+    sliding = seq_len if config.window is None else min(config.window, seq_len)
+    spans = sum(seq_len if mixer == Mixer.full else sliding for mixer in config.mixers)
     width = config.num_heads * config.resolved_head_dim
-    return 6 * matmul_parameters(config) + 12 * config.num_layers * width * span
+    return 6 * matmul_parameters(config) + 12 * width * spans
 
 
 class InnerOrder(StrEnum):

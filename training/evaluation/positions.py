@@ -26,7 +26,7 @@ Score = Callable[[np.ndarray], Losses]  # tokens [n, t + 1] -> nats of each next
 
 
 class Documents(Protocol):
-    """Data with held-out sequences, each from the beginning of a document."""
+    """Data with held-out sequences, none of them across two documents."""
 
     def heldout_sequences(self, count: int, length: int) -> Mapping[str, np.ndarray]:
         """`tokens` int32 [count, length + 1] and, where the best possible loss is known, `floor`
@@ -54,6 +54,31 @@ def read_documents(
         found[str(length)] = {arm: by_position(nats, floor) for arm, nats in losses.items()}
         series |= {f"{length}/{arm}": binned(nats, POINTS) for arm, nats in losses.items()}
     return found, series
+
+
+def reading_summary(
+    parameters: int,
+    vocab_size: int,
+    data: Any,
+    reading: Mapping[str, Any] | None,
+    cost: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What a recipe that reads documents reports at its end.
+
+    Args:
+        reading: {"reading": ..., "series": ...}, as `read_documents` returned them.
+        cost: what `prefill_cost` returned; its curves join the series.
+    """
+    found: dict[str, Any] = {
+        "parameters": parameters,
+        "uniform": math.log(vocab_size),
+        "data": data.describe(),
+        **(reading or {}),
+    }
+    if cost is not None:
+        curves = {f"cost/{key}": cost[key] for key in ("lengths", "seconds", "bytes")}
+        found |= {"cost": cost, "series": {**found.get("series", {}), **curves}}
+    return found
 
 
 def by_position(losses: Losses, floor: Losses | None = None) -> dict[str, Any]:

@@ -20,11 +20,10 @@ from training.data.markov import MarkovData
 from training.distributed import Processes
 from training.estimate import Estimate
 from training.evaluation.cost import prefill_cost
-from training.evaluation.positions import read_documents
+from training.evaluation.positions import read_documents, reading_summary
 from training.recipes.config import FastWeightsConfig, check_parts
 from training.recipes.language_model import FRAMEWORK as FRAMEWORK
-from training.recipes.language_model import DecoderTraining
-from training.recipes.language_model import estimate as estimate_language_model
+from training.recipes.language_model import DecoderTraining, estimate_decoder
 from training.schema import TrainConfig
 
 DOCUMENTS = (CorpusConfig, MarkovConfig), "markov, stdlib, files or hub"
@@ -68,17 +67,10 @@ class FastWeights(DecoderTraining):
 
     def summary(self) -> dict[str, Any]:
         """Sizes, the loss along held-out documents by length, and the cost of reading."""
-        found = {
-            "parameters": self.parameters,
-            "uniform": float(np.log(self.model_config.resolved_vocab_size)),
-            "data": self.data.describe(),
-            **(self.reading or {}),
-        }
-        if self.recipe.cost_lengths and not self.trainer.sharded:
-            found["cost"] = cost = self.cost()
-            curves = {f"cost/{key}": cost[key] for key in ("lengths", "seconds", "bytes")}
-            found["series"] = {**found.get("series", {}), **curves}
-        return found
+        timed = self.recipe.cost_lengths and not self.trainer.sharded
+        cost = self.cost() if timed else None
+        vocab = self.model_config.resolved_vocab_size
+        return reading_summary(self.parameters, vocab, self.data, self.reading, cost)
 
     def cost(self) -> dict[str, Any]:
         """Seconds to read one sequence of each length, and bytes of what is kept of it."""
@@ -107,4 +99,4 @@ def build(config: TrainConfig, processes: Processes, device: torch.device) -> Fa
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data is read."""
     check_parts(config, FastWeightsConfig, ("transformer",), *DOCUMENTS)
-    return estimate_language_model(config)
+    return estimate_decoder(config)

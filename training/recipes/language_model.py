@@ -163,14 +163,25 @@ class LanguageModel(DecoderTraining):
         return self.data.decode(tokens[0, 1:].tolist())
 
 
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    check_parts(config, LanguageModelConfig, ("transformer",), (CorpusConfig,), CORPORA)
+
+
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> LanguageModel:
     """The recipe of `config` with its data, its model initialised on `device`."""
-    check_parts(config, LanguageModelConfig, ("transformer",), (CorpusConfig,), CORPORA)
+    check(config)
     return LanguageModel(config, for_run(config, processes), processes, device)
 
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data is read."""
+    check(config)
+    return estimate_decoder(config)
+
+
+def estimate_decoder(config: TrainConfig) -> Estimate:
+    """Sizes of a run that trains a decoder on whatever data."""
     assert isinstance(config.data, CorpusConfig | MarkovConfig)
     model_config = config_without_data(config)
     with torch.device("meta"):
@@ -194,6 +205,6 @@ def estimate(config: TrainConfig) -> Estimate:
         num_parameters(model),
         units * flops_per_token(model_config, seq_len),
         units,
-        LanguageModel.unit,
+        DecoderTraining.unit,
         {**memory, "activations": torch_activations(model, loss)},
     )

@@ -64,11 +64,6 @@ class LanguageModelJax:
                 "recipe.sample_tokens needs recipe=language_model: the jax twin keeps no KV cache; "
                 "set recipe.sample_tokens=0"
             )
-        if config.model.mixing.pattern:
-            raise UserError(
-                "model.mixing.pattern needs recipe=language_model or recipe=fast_weights: the jax "
-                "twin has attention only"
-            )
         self.config, self.recipe, self.data = config, config.recipe, data
         self.processes = processes
         if config.recipe.floors:
@@ -132,16 +127,27 @@ class LanguageModelJax:
         self.trainer.load_state_dict(state)
 
 
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    corpora = "stdlib, files or hub"
+    check_parts(config, LanguageModelConfig, ("transformer",), (CorpusConfig,), corpora)
+    assert isinstance(config.model, TransformerConfig)
+    if config.model.mixing.pattern:
+        raise UserError(
+            "model.mixing.pattern needs recipe=language_model or recipe=fast_weights: the jax "
+            "twin has attention only"
+        )
+
+
 def build(config: TrainConfig, processes: Processes, device: None = None) -> LanguageModelJax:
     """The recipe of `config` with its data, its model initialised on the mesh."""
-    check_parts(
-        config, LanguageModelConfig, ("transformer",), (CorpusConfig,), "stdlib, files or hub"
-    )
+    check(config)
     return LanguageModelJax(config, for_run(config, processes), processes)
 
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from abstract values. No data is read."""
+    check(config)
     assert isinstance(config.data, CorpusConfig)
     assert isinstance(config.recipe, LanguageModelConfig)
     model_config = config_without_data(config)

@@ -44,8 +44,8 @@ from training.errors import RunStopped, UserError
 from training.estimate import Estimate, jax_activations, state_memory
 from training.evaluation.cost import prefill_cost
 from training.evaluation.language import config_without_data, fill_vocabulary
-from training.evaluation.positions import Score, read_documents
-from training.jax_step import Batch, JaxStep
+from training.evaluation.positions import Score, read_documents, reading_summary
+from training.jax_step import Batch, JaxStep, dotted
 from training.recipes.config import TTTE2ERecipeConfig, check_parts
 from training.schema import Precision, TrainConfig
 from training.seeding import jax_key
@@ -84,7 +84,7 @@ class TTTE2ERecipe:
         assert isinstance(config.model, TTTE2EConfig)
         self.config, self.recipe, self.data = config, config.recipe, data
         self.processes, self.reading = processes, None
-        self.lengths = check_lengths(config)
+        self.lengths = list(config.recipe.eval_lengths) or [data.config.seq_len]
         self.model_config = fill_vocabulary(config.model, data)
         model = build_model(self.model_config, nnx.Rngs(params=jax_key(config.seed, "init")))
         if self.recipe.start_from is not None:
@@ -195,17 +195,9 @@ class TTTE2ERecipe:
 
     def summary(self) -> dict[str, Any]:
         """Sizes, and the loss along held-out documents by length and arm."""
-        found = {
-            "parameters": self.parameters,
-            "uniform": float(np.log(self.model_config.resolved_vocab_size)),
-            "data": self.data.describe(),
-            **(self.reading or {}),
-        }
-        if self.recipe.cost_lengths:
-            found["cost"] = cost = self.cost()
-            curves = {f"cost/{key}": cost[key] for key in ("lengths", "seconds", "bytes")}
-            found["series"] = {**found.get("series", {}), **curves}
-        return found
+        cost = self.cost() if self.recipe.cost_lengths else None
+        vocab = self.model_config.resolved_vocab_size
+        return reading_summary(self.parameters, vocab, self.data, self.reading, cost)
 
     def cost(self) -> dict[str, Any]:
         """Seconds to read one sequence of each length, and bytes of what is kept of it."""
@@ -266,9 +258,9 @@ def loaded(model: TTTE2E, file: str) -> TTTE2E:
         raise UserError(f"recipe.start_from={file}: {error}") from error
 
 
-def check_lengths(config: TrainConfig) -> list[int]:
-    """Lengths to evaluate at. Raises UserError where one does not come out in chunks, or where
-    recipe, model and data do not belong together."""
+def check(config: TrainConfig) -> None:
+    """Raise UserError where recipe, model and data do not belong together, or where a length does
+    not come out in chunks."""
     documents = (CorpusConfig, MarkovConfig)
     check_parts(config, TTTE2ERecipeConfig, ("ttt_e2e",), documents, "markov, stdlib, files or hub")
     assert isinstance(config.recipe, TTTE2ERecipeConfig) and isinstance(config.model, TTTE2EConfig)
@@ -279,10 +271,9 @@ def check_lengths(config: TrainConfig) -> list[int]:
             "model.window=null is full attention, which cannot learn while it reads: set "
             "recipe.order=none and recipe.eval_inner_lrs=[], or give a window"
         )
-    lengths = list(config.recipe.eval_lengths) or [config.data.seq_len]
     for key, length in [
         ("data.seq_len", config.data.seq_len),
-        *(("recipe.eval_lengths", length) for length in lengths),
+        *(("recipe.eval_lengths", length) for length in config.recipe.eval_lengths),
         *(("recipe.cost_lengths", length) for length in config.recipe.cost_lengths),
     ]:
         try:
@@ -295,20 +286,19 @@ def check_lengths(config: TrainConfig) -> list[int]:
             f"recipe.remat_group={group} does not divide the {chunks} chunks of data.seq_len="
             f"{config.data.seq_len}"
         )
-    return lengths
 
 
 def build(config: TrainConfig, processes: Processes, device: None = None) -> TTTE2ERecipe:
     """The recipe of `config` with its data, its model initialised on the mesh."""
-    check_lengths(config)
+    check(config)
     return TTTE2ERecipe(config, documents_for_run(config, processes), processes)
 
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from abstract values. No data is read."""
+    check(config)
     assert isinstance(config.recipe, TTTE2ERecipeConfig)
     assert isinstance(config.data, CorpusConfig | MarkovConfig)
-    check_lengths(config)
     model_config = config_without_data(config)
     assert isinstance(model_config, TTTE2EConfig)
     recipe, seq_len = config.recipe, config.data.seq_len
@@ -319,9 +309,7 @@ def estimate(config: TrainConfig) -> Estimate:
         params = jax.tree.map_with_path(
             lambda path, p: (
                 p
-                if matches_fast(
-                    model_config, jax.tree_util.keystr(path, simple=True, separator=".")
-                )
+                if matches_fast(model_config, dotted(path))
                 else jax.ShapeDtypeStruct(p.shape, jnp.bfloat16)
             ),
             params,
