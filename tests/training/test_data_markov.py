@@ -88,6 +88,26 @@ def test_a_switch_makes_the_floor_start_again() -> None:
         assert floors[1][begin : begin + 64].mean() == pytest.approx(floors[0][:64].mean(), abs=0.1)
 
 
+@pytest.mark.parametrize("changes", [{}, {"order": 2}, {"kind": MarkovKind.dirichlet}])
+def test_the_floor_of_a_window_is_that_of_a_document_that_begins_with_it(changes: dict) -> None:
+    config, reach = MarkovConfig(vocab_size=5, **changes), 9
+    tokens = documents(config, rng(), 6, 40)
+    found = bayes_losses(config, tokens, reach)
+    for t in range(reach, 40):
+        alone = bayes_losses(config, tokens[:, t - reach + 1 : t + 2])
+        np.testing.assert_allclose(found[:, t], alone[:, -1], rtol=1e-5)
+    np.testing.assert_array_equal(bayes_losses(config, tokens, 40), bayes_losses(config, tokens))
+    with pytest.raises(ValueError, match="does not hold the context"):
+        bayes_losses(config, tokens, config.order - 1 or -1)
+
+
+def test_a_window_forgets_no_more_than_a_switch_did() -> None:
+    config, reach = MarkovConfig(vocab_size=5, switch_every=6), 9
+    tokens = documents(config, rng(), 6, 40)
+    whole, windowed = bayes_losses(config, tokens), bayes_losses(config, tokens, reach)
+    np.testing.assert_array_equal(whole, windowed)  # a switch comes before the window ends
+
+
 def test_the_floor_reads_no_target_before_it_is_scored() -> None:
     config = MarkovConfig(vocab_size=5, switch_every=7)
     tokens = documents(config, rng(), 4, 40)

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 
 from training.data.config import MarkovConfig, MarkovKind
 from training.data.corpus import DataError
@@ -100,10 +100,7 @@ def documents(
             table = draw_tables(config, rng, count)
         if t + 1 < order:
             continue  # one of the initial tokens
-        context = np.zeros(count, np.int64)
-        for age in range(order):
-            context = context * v + tokens[:, t - age]
-        drawn = table[rows, context]  # [n, s] successors, or [n, V] cumulative probabilities
+        drawn = table[rows, context_at(config, tokens, t)]  # [n, s] successors, or [n, V] cumulative probabilities
         if config.kind == MarkovKind.successors:
             tokens[:, t + 1] = drawn[rows, (uniform[:, t] * config.successors).astype(np.int64)]
         else:
@@ -135,24 +132,31 @@ def concentration(config: MarkovConfig) -> np.ndarray:
 
 
 def bayes_losses(
-    config: MarkovConfig, tokens: Int32[np.ndarray, "n t+1"]
+    config: MarkovConfig, tokens: Int32[np.ndarray, "n t+1"], reach: int | None = None
 ) -> Float32[np.ndarray, "n t"]:
-    """Nats of each next token under the exact posterior predictive. No model can be better."""
+    """Nats of each next token under the exact posterior predictive. No model can be better.
+
+    Args:
+        reach: tokens up to the current one that the predictor can see, at least data.order: what no
+            model that sees only these can beat. None: the whole document.
+    """
     count, length = tokens.shape[0], tokens.shape[1] - 1
     v, order, s = config.vocab_size, config.order, config.successors
-    every, rows = config.switch_every or length, np.arange(count)
+    every, reach, rows = config.switch_every or length, reach or length, np.arange(count)
+    if reach < order:
+        raise ValueError(f"reach={reach} does not hold the context of {order} tokens")
     losses = np.full((count, length), np.log(v), np.float32)
     visits = np.zeros((count, v**order, v), np.int32)
-    prior = concentration(config)
+    prior, first = concentration(config), 0
     for t in range(length):
         if t % every == 0:
-            visits[:] = 0
+            visits[:], first = 0, t
         if t + 1 < order:
             continue  # an initial token is uniform
-        context = np.zeros(count, np.int64)
-        for age in range(order):
-            context = context * v + tokens[:, t - age]
-        target = tokens[:, t + 1]
+        lost = t - reach + order - 1  # the last prediction whose context is not seen whole
+        if lost >= max(first, order - 1):
+            visits[rows, context_at(config, tokens, lost), tokens[:, lost + 1]] -= 1
+        context, target = context_at(config, tokens, t), tokens[:, t + 1]
         seen = visits[rows, context]  # [n, V]
         if config.kind == MarkovKind.successors:
             known, distinct = seen[rows, target] > 0, (seen > 0).sum(axis=1)
@@ -163,3 +167,13 @@ def bayes_losses(
         losses[:, t] = -np.log(probability)
         visits[rows, context, target] += 1
     return losses
+
+
+def context_at(
+    config: MarkovConfig, tokens: Int32[np.ndarray, "n t+1"], position: int
+) -> Int64[np.ndarray, " n"]:
+    """The last `order` tokens up to a position, as one number."""
+    context = np.zeros(len(tokens), np.int64)
+    for age in range(config.order):
+        context = context * config.vocab_size + tokens[:, position - age]
+    return context

@@ -9,6 +9,7 @@ every layer with fast weights (`model.mixing.pattern`), so that they can be comp
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ import torch
 
 from training.data.config import CorpusConfig, MarkovConfig
 from training.data.language import LanguageData, documents_for_run
-from training.data.markov import MarkovData
+from training.data.markov import MarkovData, bayes_losses
 from training.distributed import Processes
 from training.estimate import Estimate
 from training.evaluation.cost import prefill_cost
-from training.evaluation.positions import read_documents, reading_summary
+from training.evaluation.positions import Score, read_documents, reading_summary
 from training.recipes.config import FastWeightsConfig, check_parts
 from training.recipes.language_model import FRAMEWORK as FRAMEWORK
 from training.recipes.language_model import DecoderTraining, estimate_decoder
@@ -28,6 +29,7 @@ from training.schema import TrainConfig
 
 DOCUMENTS = (CorpusConfig, MarkovConfig), "markov, stdlib, files or hub"
 OWN = "static"  # the arm: nothing is set apart as learned at test time, it is part of the layers
+WINDOW_FLOOR = "window_floor"  # the best loss with what sliding attention in every block could see
 
 
 class FastWeights(DecoderTraining):
@@ -59,11 +61,22 @@ class FastWeights(DecoderTraining):
         count = self.recipe.eval_documents if final else -(-self.recipe.eval_documents // 4)
         lengths = lengths if final else lengths[:1]
         with self.trainer.averaged_weights(), self.trainer.autocast():
-            reading, series = read_documents(self.data, count, lengths, {OWN: self.score})
+            reading, series = read_documents(self.data, count, lengths, self.arms())
         if final:
             self.reading = {"reading": reading, "series": series}
         found = reading[str(lengths[0])][OWN]
         return {f"eval/{key}": found[key] for key in ("mean", "first_eighth", "last_eighth")}
+
+    def arms(self) -> dict[str, Score]:
+        """What the held-out documents are scored with."""
+        window = self.model_config.window
+        if window is None or not isinstance(self.data, MarkovData):
+            return {OWN: self.score}
+        reach = self.model_config.num_layers * (window - 1) + 1
+        return {
+            OWN: self.score,
+            WINDOW_FLOOR: partial(bayes_losses, self.data.config, reach=reach),
+        }
 
     def summary(self) -> dict[str, Any]:
         """Sizes, the loss along held-out documents by length, and the cost of reading."""
