@@ -45,6 +45,12 @@ def load_rows(source, start, rows, stride, columns, limit, D: tl.constexpr, MASK
 
 
 @triton.jit
+def place(program, h):
+    """Row of the batch and head of a program, as 64-bit offsets."""
+    return (program // h).to(tl.int64), (program % h).to(tl.int64)
+
+
+@triton.jit
 def matrix(
     base, rows, stride, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
     DESCRIPTORS: tl.constexpr,

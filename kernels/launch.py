@@ -94,6 +94,15 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def strides(**tensors: Tensor) -> dict[str, int]:
+    """Strides of [b, t, h, ...] tensors, by the names that the kernels give them."""
+    return {
+        f"{name}_{axis}": x.stride(index)
+        for name, x in tensors.items()
+        for index, axis in enumerate("bth")
+    }
+
+
 def misaligned(x: Tensor) -> int | None:
     """Bytes of a stride, or of the offset, that is no multiple of 16; None if a tensor descriptor
     can read x. Rows that are not dense are copied before, and sizes of 1 have no stride."""

@@ -73,12 +73,15 @@ def compare(
     *,
     gradient: bool = False,
     cap: float | None = None,
+    terms: float = 0.0,
 ) -> Comparison:
     """Hold a result against the definition's, by the rule above.
 
     Args:
         got: from the kernel. eager: from plain torch in `dtype`. exact: the definition in float64.
         cap: of the relative norm; None: that of the dtype.
+        terms: where a result is a sum over everything, the magnitude of what cancels in it: errors
+            are relative to this where it is larger than the result.
     """
     got, eager, exact = (x.detach().double().cpu() for x in (got, eager, exact))
     if got.shape != exact.shape:
@@ -94,12 +97,12 @@ def compare(
         return Comparison(what, float("inf"), 0.0, float("inf"), cap)
     if not exact.numel():
         return Comparison(what, 0.0, 0.0, 0.0, cap)
-    largest = exact.abs().max().item()
+    largest = max(exact.abs().max().item(), terms)
     ulp = torch.finfo(dtype).eps * (2 if dtype == torch.bfloat16 and interpreting() else 1)
     error = (got - exact).abs().max().item()
     factor, ulps = FACTOR_AND_ULPS[dtype]
     allowed = factor * (eager - exact).abs().max().item() + ulps * ulp * largest
-    norm = exact.norm().item()
+    norm = max(exact.norm().item(), terms)
     relative = (got - exact).norm().item() / norm if norm else error
     return Comparison(what, error, allowed, relative, cap)
 

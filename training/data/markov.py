@@ -100,7 +100,8 @@ def documents(
             table = draw_tables(config, rng, count)
         if t + 1 < order:
             continue  # one of the initial tokens
-        drawn = table[rows, context_at(config, tokens, t)]  # [n, s] successors, or [n, V] cumulative probabilities
+        # [n, s] successors, or [n, V] cumulative probabilities
+        drawn = table[rows, context_at(config, tokens, t)]
         if config.kind == MarkovKind.successors:
             tokens[:, t + 1] = drawn[rows, (uniform[:, t] * config.successors).astype(np.int64)]
         else:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.dispatch import arch
-from kernels.launch import cdiv, dense_rows, launch, padded, precision
+from kernels.launch import cdiv, dense_rows, launch, padded, precision, strides
 from kernels.tiles import Tile, pick
 
 
@@ -43,15 +43,6 @@ def summed(g: Tensor, c: int) -> Tensor:
 def tile_of(table: str, q: Tensor) -> Tile:
     """The tile of a kernel for the width and dtype of q."""
     return pick(table, arch(q.device), bytes=q.itemsize, width=padded(q.shape[-1]))
-
-
-def strides(**tensors: Tensor) -> dict[str, int]:
-    """Strides of [b, t, h, ...] tensors, by the names that the kernels give them."""
-    return {
-        f"{name}_{axis}": x.stride(index)
-        for name, x in tensors.items()
-        for index, axis in enumerate("bth")
-    }
 
 
 def forward(

@@ -33,13 +33,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.language import dot, load_rows
-
-
-@triton.jit
-def place(program, h):
-    """Row of the batch and head of a program, as 64-bit offsets."""
-    return (program // h).to(tl.int64), (program % h).to(tl.int64)
+from kernels.language import dot, load_rows, place
 
 
 @triton.jit

@@ -1,9 +1,12 @@
 """TTT layers over a sequence, a mini-batch at a time: TTT-Linear and TTT-MLP.
 
-    impl       what runs                                                    gradients
-    torch      the dual form in matrix products, mini-batch after           of any order
-               mini-batch
-    auto       torch
+    impl       what runs                                      gradients      without
+    triton     our kernels (`triton.py`), TTT-Linear only     first order    float64, wide heads,
+                                                                             long mini-batches
+    interpret  the same, interpreted on the CPU, for tests    first order    likewise
+    torch      the dual form in matrix products, mini-batch   of any order   -
+               after mini-batch
+    auto       triton on a GPU, else torch; `kernels.record` says which, and why
 
 The dual form never makes the weights of a token (arXiv:2407.04620, section 2.5). For a mini-batch
 that begins at W, b, with rows of Q, K, V for its tokens and o the elementwise product:
@@ -31,6 +34,10 @@ from kernels.dispatch import resolve
 
 EPS = 1e-6
 "Added to the variance inside the norm."
+WIDEST = 64
+"Width of heads that the kernels take; in float32 half of it."
+LONGEST = 16
+"Tokens of a mini-batch that the kernels take: the paper's number."
 
 
 def ttt_linear(
@@ -66,9 +73,29 @@ def ttt_linear(
     name, (b, _, h, d) = "ttt_linear", q.shape if q.ndim == 4 else (0, 0, 0, 0)
     shapes = {"weight": (weight, (b, h, d, d)), "bias": (bias, (b, h, d))}
     check(name, q, k, v, rate, position, norm_weight, norm_bias, shapes)
-    resolve(name, impl, device=q.device, table="", refusal="it has no kernels yet")
-    out, (weight, bias) = dual(q, k, v, rate, position, [weight, bias], norm_weight, norm_bias)
+    refusal = refused(q, k, v, position)
+    chosen = resolve(name, impl, device=q.device, table="ttt_states", refusal=refusal)
+    if chosen == "torch":
+        out, (weight, bias) = dual(q, k, v, rate, position, [weight, bias], norm_weight, norm_bias)
+        return out, weight, bias
+    from kernels.fast_weights.ttt.launch import ttt_linear as launched
+
+    out, weight, bias, *_ = launched(q, k, v, rate, position, weight, bias, norm_weight, norm_bias)
     return out, weight, bias
+
+
+def refused(q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> str | None:
+    """Why the kernels cannot compute this call; None if they can."""
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the kernels take float32, float16 and bfloat16, not {q.dtype}"
+    if not q.dtype == k.dtype == v.dtype:
+        return f"q, k and v differ in dtype: {q.dtype}, {k.dtype}, {v.dtype}"
+    widest = WIDEST // 2 if q.dtype == torch.float32 else WIDEST
+    if q.shape[-1] > widest:
+        return f"heads of width {q.shape[-1]} are over {widest}, what the kernels hold in {q.dtype}"
+    if len(position) > LONGEST:
+        return f"mini-batches of {len(position)} tokens are over {LONGEST}, what the kernels hold"
+    return None
 
 
 def ttt_mlp(
