@@ -14,7 +14,14 @@ from typing import Any
 
 from models.config import ModelConfig
 from models.language.config import TransformerConfig, TTTE2EConfig
-from training.data.config import DataConfig, FilesConfig, HubConfig, MarkovConfig, StdlibConfig
+from training.data.config import (
+    DataConfig,
+    FactsConfig,
+    FilesConfig,
+    HubConfig,
+    MarkovConfig,
+    StdlibConfig,
+)
 from training.fields import at_least, free, within
 from training.recipes.config import (
     FastWeightsConfig,
@@ -216,6 +223,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "files": FilesConfig,
         "hub": HubConfig,
         "markov": MarkovConfig,
+        "facts": FactsConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
 }

@@ -194,3 +194,54 @@ class MarkovConfig(DataConfig):
             "at least 1 token",
             "use null to keep the table",
         )
+
+
+@dataclass
+class FactsConfig(DataConfig):
+    """Documents that state facts, a value for each of some keys, and then ask for them."""
+
+    name: str = "facts"
+    "Which data: the stem of its file."
+    keys: int = 64
+    "Number of distinct keys; a document's facts have keys of their own each."
+    values: int = 64
+    "Number of distinct values."
+    facts: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
+    "Numbers of facts of a document: each batch takes one of them, the evaluation all."
+    context_weight: float = 0.0
+    "Weight in the training loss of tokens that are no answers; answers have 1."
+    seq_len: int = 128
+    "Tokens predicted per document, T, two for each fact and each question; it carries T + 1."
+    batch_size: int = 32
+    "Documents per optimiser step, over all processes."
+
+    def __post_init__(self) -> None:
+        for key in ("keys", "values", "batch_size"):
+            value = getattr(self, key)
+            _require(value >= 1, key, value, "at least 1", "raise it")
+        _require(
+            bool(self.facts) and all(1 <= n <= self.keys for n in self.facts),
+            "facts",
+            self.facts,
+            f"numbers from 1 to data.keys={self.keys}",
+            "try [4, 8, 16]",
+        )
+        _require(
+            self.seq_len % 2 == 0 and self.seq_len >= 2 * max(self.facts) + 2,
+            "seq_len",
+            self.seq_len,
+            f"even, and room for {max(self.facts)} facts and a question",
+            f"set it to at least {2 * max(self.facts) + 2}",
+        )
+        _require(
+            self.context_weight >= 0,
+            "context_weight",
+            self.context_weight,
+            "at least 0",
+            "try 0.1",
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """One token begins a document; then come keys and values."""
+        return 1 + self.keys + self.values

@@ -1,9 +1,10 @@
 """Next-token prediction on documents, for decoders of any mixer: `recipe=fast_weights`.
 
 The objective is that of `language_model.py`. What differs is how a model is judged: by its loss
-along held-out documents, beside the best possible one where it is known, and by the time and the
-memory that reading takes. One recipe, data and schedule for full attention, sliding attention and
-every layer with fast weights (`model.mixing.pattern`), so that they can be compared.
+along held-out documents, beside the best possible one where it is known, by the facts of a document
+that it can recall (`data=facts`), and by the time and the memory that reading takes. One recipe,
+data and schedule for full attention, sliding attention and every layer with fast weights
+(`model.mixing.pattern`), so that they can be compared.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.data.config import CorpusConfig, MarkovConfig
+from training.data.config import CorpusConfig, FactsConfig, MarkovConfig
+from training.data.facts import FactsData
 from training.data.language import LanguageData, documents_for_run
 from training.data.markov import MarkovData, bayes_losses
 from training.distributed import Processes
 from training.estimate import Estimate
 from training.evaluation.cost import prefill_cost
 from training.evaluation.positions import Score, read_documents, reading_summary
+from training.evaluation.recall import read_facts
 from training.recipes.config import FastWeightsConfig, check_parts
 from training.recipes.language_model import FRAMEWORK as FRAMEWORK
 from training.recipes.language_model import DecoderTraining, estimate_decoder
 from training.schema import TrainConfig
 
-DOCUMENTS = (CorpusConfig, MarkovConfig), "markov, stdlib, files or hub"
+DOCUMENTS = (CorpusConfig, MarkovConfig, FactsConfig), "markov, facts, stdlib, files or hub"
 OWN = "static"  # the arm: nothing is set apart as learned at test time, it is part of the layers
 WINDOW_FLOOR = "window_floor"  # the best loss with what sliding attention in every block could see
 
@@ -38,7 +41,7 @@ class FastWeights(DecoderTraining):
     def __init__(
         self,
         config: TrainConfig,
-        data: LanguageData | MarkovData,
+        data: LanguageData | MarkovData | FactsData,
         processes: Processes,
         device: torch.device,
     ) -> None:
@@ -56,12 +59,25 @@ class FastWeights(DecoderTraining):
         return np.concatenate(found)
 
     def evaluate(self, final: bool = False) -> dict[str, float]:
-        """Loss along held-out documents; at all lengths if `final`."""
-        lengths = list(self.recipe.eval_lengths) or [self.data.config.seq_len]
+        """Loss along held-out documents, or facts recalled; of all lengths if `final`."""
         count = self.recipe.eval_documents if final else -(-self.recipe.eval_documents // 4)
-        lengths = lengths if final else lengths[:1]
         with self.trainer.averaged_weights(), self.trainer.autocast():
-            reading, series = read_documents(self.data, count, lengths, self.arms())
+            if isinstance(self.data, FactsData):
+                return self.recall(self.data, count, final)
+            return self.read(self.data, count, final)
+
+    def recall(self, data: FactsData, count: int, final: bool) -> dict[str, float]:
+        """Facts recalled, by their number."""
+        found, series = read_facts(data, count, sorted(data.config.facts), self.score)
+        if final:
+            self.reading = {"recall": found, "series": series}
+        return {f"eval/recalled_{number}": entry["recalled"] for number, entry in found.items()}
+
+    def read(self, data: LanguageData | MarkovData, count: int, final: bool) -> dict[str, float]:
+        """Loss along documents; while training, at the first length alone."""
+        lengths = list(self.recipe.eval_lengths) or [data.config.seq_len]
+        lengths = lengths if final else lengths[:1]
+        reading, series = read_documents(data, count, lengths, self.arms())
         if final:
             self.reading = {"reading": reading, "series": series}
         found = reading[str(lengths[0])][OWN]
@@ -106,7 +122,12 @@ class FastWeights(DecoderTraining):
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> FastWeights:
     """The recipe of `config` with its data, its model initialised on `device`."""
     check_parts(config, FastWeightsConfig, ("transformer",), *DOCUMENTS)
-    return FastWeights(config, documents_for_run(config, processes), processes, device)
+    if isinstance(config.data, FactsConfig):
+        rank, world = processes.rank, processes.world
+        data = FactsData(config.data, seed=config.seed, rank=rank, world=world)
+    else:
+        data = documents_for_run(config, processes)
+    return FastWeights(config, data, processes, device)
 
 
 def estimate(config: TrainConfig) -> Estimate:

@@ -19,7 +19,8 @@ from torch import Tensor
 from models.language.config import TransformerConfig, flops_per_token
 from models.language.inference.generation import generate
 from models.language.transformer import Transformer, num_parameters
-from training.data.config import CorpusConfig, MarkovConfig
+from training.data.config import CorpusConfig, FactsConfig, MarkovConfig
+from training.data.facts import FactsData
 from training.data.language import LanguageData, for_run
 from training.data.markov import MarkovData
 from training.distributed import Processes
@@ -51,7 +52,7 @@ class DecoderTraining:
     def __init__(
         self,
         config: TrainConfig,
-        data: LanguageData | MarkovData,
+        data: LanguageData | MarkovData | FactsData,
         processes: Processes,
         device: torch.device,
     ) -> None:
@@ -82,8 +83,9 @@ class DecoderTraining:
         return self.trainer.update(batch, self.loss)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean negative log-likelihood of the next token, in nats."""
-        return self.token_losses(batch).mean()
+        """Mean nats of the next token, weighted where the data has weights."""
+        losses, weight = self.token_losses(batch), batch.get("weight")
+        return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
 
     def token_losses(self, batch: Batch) -> Tensor:
         """[b, t] nats of each next token. Separators count: a document's end is predicted too."""
@@ -182,7 +184,7 @@ def estimate(config: TrainConfig) -> Estimate:
 
 def estimate_decoder(config: TrainConfig) -> Estimate:
     """Sizes of a run that trains a decoder on whatever data."""
-    assert isinstance(config.data, CorpusConfig | MarkovConfig)
+    assert isinstance(config.data, CorpusConfig | MarkovConfig | FactsConfig)
     model_config = config_without_data(config)
     with torch.device("meta"):
         model = Transformer(model_config)
