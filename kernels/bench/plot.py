@@ -23,6 +23,7 @@ COLOURS = {
     "append": "#009E73",
     "compaction": "#E69F00",
     "loss": "#56B4E9",
+    "fast_weights": "#F0E442",
 }
 "By suite: Okabe and Ito's palette, which colour-blind readers can tell apart."
 

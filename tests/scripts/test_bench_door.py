@@ -196,7 +196,7 @@ def test_without_a_gpu_nothing_is_timed_and_nothing_written(tmp_path: Path) -> N
 
 
 def test_a_dry_run_checks_every_case_and_writes_nothing(tmp_path: Path) -> None:
-    words = ("suite=decode,cascade,append,compaction,loss", "dry_run=true")
+    words = ("suite=decode,cascade,append,compaction,loss,fast_weights", "dry_run=true")
     done = typed(*words, tmp_path=tmp_path, code=WITHOUT_HYDRA)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].startswith("dry run: nothing was timed")
