@@ -216,6 +216,18 @@ def test_stdlib_corpus():
     assert build(StdlibConfig(), seed=3).content_hash == data.content_hash
 
 
+def test_packages_become_long_documents_of_all_their_files(tmp_path):
+    for name, text in [("a/b.py", "x = 1"), ("a/c/d.py", "y = 2"), ("a.py", "z = 3"), ("e.py", "")]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = dict(stdlib_documents(tmp_path, by_package=True))
+    assert list(found) == ["a", "a.py"]
+    assert found["a"] == b"# a/b.py\nx = 1\n# a/c/d.py\ny = 2"
+    alone = dict(stdlib_documents())
+    together = dict(stdlib_documents(by_package=True))
+    assert len(together["asyncio"]) > sum(len(alone[n]) for n in alone if n.startswith("asyncio/"))
+
+
 def test_an_interpreter_without_sources_says_so(tmp_path):
     with pytest.raises(DataError, match="use data=files"):
         list(stdlib_documents(tmp_path))

@@ -80,6 +80,8 @@ class StdlibConfig(CorpusConfig):
 
     name: str = "stdlib"
     "Which data: the stem of its file."
+    by_package: bool = False
+    "One document per package, its files one after another: long documents."
 
 
 @dataclass

@@ -328,5 +328,5 @@ def _documents(config: CorpusConfig) -> Iterator[tuple[str, bytes]]:
     if isinstance(config, StdlibConfig):
         from training.data.stdlib import stdlib_documents
 
-        return stdlib_documents()
+        return stdlib_documents(by_package=config.by_package)
     raise DataError(f"data={config.name} is no known corpus: use stdlib, files or hub")

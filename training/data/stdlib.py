@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 from training.data.corpus import DataError
@@ -18,11 +19,15 @@ EXCLUDED = frozenset(
 )
 
 
-def stdlib_documents(root: str | Path | None = None) -> Iterator[tuple[str, bytes]]:
+def stdlib_documents(
+    root: str | Path | None = None, by_package: bool = False
+) -> Iterator[tuple[str, bytes]]:
     """Documents (relative name, source bytes), sorted by name; empty files are left out.
 
     Args:
         root: folder to walk; None means the running interpreter's standard library.
+        by_package: the files of a package make one document, each after a line with its name;
+            modules that belong to no package stay documents of their own.
 
     Raises:
         DataError: if the interpreter ships no sources.
@@ -34,10 +39,16 @@ def stdlib_documents(root: str | Path | None = None) -> Iterator[tuple[str, byte
             f"data=stdlib found no .py sources under {root} (a zipped or stripped interpreter): "
             "use data=files with data.paths=[...]"
         )
-    for name in names:
-        content = (root / name).read_bytes()
-        if content:
-            yield name, content
+    contents = ((name, (root / name).read_bytes()) for name in names)
+    filled = ((name, content) for name, content in contents if content)
+    yield from sorted(_joined(filled)) if by_package else filled
+
+
+def _joined(documents: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """One document per folder below the root."""
+    for package, files in groupby(documents, key=lambda document: document[0].split("/")[0]):
+        parts = [f"# {name}\n".encode() + content for name, content in files]
+        yield package, b"\n".join(parts)
 
 
 def _source_names(root: Path) -> Iterator[str]:
