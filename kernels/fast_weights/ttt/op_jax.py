@@ -1,4 +1,4 @@
-"""TTT-Linear in its dual form, in jax: the function of `op.py`, with its names, arguments and shapes.
+"""TTT-Linear in its dual form, in jax: the function of `op.py`, its names, arguments and shapes.
 
 The equations are there. What differs here: a scan over mini-batches in jax's operators,
 differentiable to any order, under jit and on any device; there is no `impl`, and nothing is checked
