@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import line_chart
-from training.evaluation.positions import curves_of
+from training.evaluation import positions, recall
 from training.files import write_atomic
 
 
 def figures(results: dict[str, Any], directory: Path) -> None:
-    """Write <scale>_loss_at_<length>.svg for each length that was read."""
+    """Write <scale>_loss_at_<length>.svg for each length that was read, and <scale>_recall.svg."""
+    runs = {n: run for n, run in results["runs"].items() if n != "own_table_per_chunk"}
     for length in (256, 1024):
-        lines = curves_of(results["runs"], f"{length}/static", length)
-        first = next(iter(results["runs"].values()))
-        lines += curves_of({"Bayes": first}, f"{length}/floor", length)
-        if lines:
-            chart = line_chart(lines, "nats per token", f"position in documents of {length} tokens")
+        if chart := positions.chart_of(runs, length, "static"):
             write_atomic(directory / f"{results['scale']}_loss_at_{length}.svg", chart)
+    if chart := recall.chart_of(runs):
+        write_atomic(directory / f"{results['scale']}_recall.svg", chart)

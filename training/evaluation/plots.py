@@ -58,6 +58,7 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     band: tuple[Sequence[float], Sequence[float]] | None = None
+    bound: bool = False  # a floor or a ceiling: dashed, without colour
 
 
 def curve(rows: Sequence[Mapping[str, Any]], key: str, name: str | None = None) -> Line:
@@ -110,8 +111,10 @@ def line_chart(
     """
     levels = {name: value for name, value in (levels or {}).items() if math.isfinite(value)}
     figure, (axes,) = blank(TALL if levels else HEIGHT)
-    for line, colour in zip(lines, palette(len(lines)), strict=True):
-        draw_line(axes, line, colour)
+    colours = iter(palette(len(lines)))
+    greys = iter((INK, FAINT) * len(lines))
+    for line in lines:
+        draw_line(axes, line, next(greys if line.bound else colours))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.ticklabel_format(axis="y", useOffset=False)
     if log_x:
@@ -160,6 +163,9 @@ def dot_charts(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 def draw_line(axes: Axes, line: Line, colour: str) -> None:
     shown = [y for y in line.y if math.isfinite(y)]
+    if line.bound:
+        axes.plot(line.x, line.y, color=colour, label=line.label, linestyle="--", linewidth=1.2)
+        return
     marker = "o" if len(shown) <= MARKED else None
     axes.plot(line.x, line.y, color=colour, label=line.label, marker=marker, markersize=3.5)
     if line.band is not None:

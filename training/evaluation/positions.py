@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
-from training.evaluation.plots import Line, mean_curve
+from training.evaluation.plots import Line, line_chart, mean_curve
 from training.evaluation.statistics import interval
 
 PARTS = 8  # of a document
@@ -138,3 +139,17 @@ def curves_of(runs: Mapping[str, Mapping[str, Any]], key: str, length: int) -> l
             middles = [(i + 0.5) * width for i in range(len(seeds[0]))]
             lines.append(mean_curve(name.replace("_", " "), middles, seeds))
     return lines
+
+
+def chart_of(runs: Mapping[str, Mapping[str, Any]], length: int, arm: str) -> str | None:
+    """SVG of the loss along documents for each run that has read that length, with its floors.
+
+    `floor` and `window_floor` are drawn once, from the first run that knows them.
+    """
+    lines = curves_of(runs, f"{length}/{arm}", length)
+    for name, floor in (("Bayes", "floor"), ("Bayes, in a window", "window_floor")):
+        found = curves_of(runs, f"{length}/{floor}", length)[:1]
+        lines += [replace(line, label=name, bound=True) for line in found]
+    if not lines:
+        return None
+    return line_chart(lines, "nats per token", f"position in documents of {length} tokens")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.data.facts import FactsData, answers
+from training.evaluation.plots import line_chart, mean_curve
 from training.evaluation.positions import Score
 
 
@@ -27,3 +28,16 @@ def read_facts(
         found[str(number)] = {"recalled": recalled, "nats": float(nats.mean())}
     shares = [entry["recalled"] for entry in found.values()]
     return found, {"recall/facts": [float(n) for n in facts], "recall/recalled": shares}
+
+
+def chart_of(runs: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """SVG of the share recalled over the number of facts, for each run that was asked."""
+    lines = []
+    for name, run in runs.items():
+        seeds = [seed for seed in run.get("series", []) if "recall/facts" in seed]
+        if seeds:
+            shares = [seed["recall/recalled"] for seed in seeds]
+            lines.append(mean_curve(name.replace("_", " "), seeds[0]["recall/facts"], shares))
+    if not lines:
+        return None
+    return line_chart(lines, "share recalled", "facts in the document", log_x=True)
