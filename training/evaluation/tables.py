@@ -2,6 +2,7 @@
 
     README.md                        between <!-- generated:papers --> and <!-- /generated -->
     experiments/<paper>/README.md    between <!-- generated:results --> and <!-- /generated -->
+                                     generated:layers and generated:recall, several papers' runs
     experiments/kernels/README.md    generated:audit, generated:parity, generated:bench, from what
                                      those commands recorded
 
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
+from training.evaluation import layer_tables
 from training.evaluation.claims import ROOT, SCALES, Claim, Direction, PaperClaims, RunSpec
 from training.evaluation.claims_file import load_claims, papers
+from training.evaluation.markdown import table
 from training.evaluation.verdicts import Verdict, described
 from training.files import write_atomic
 from training.logging import clock, human
@@ -59,8 +62,16 @@ def rendered(root: Path) -> list[tuple[Path, str]]:
         for file, kind, write in writers
         if file.exists()
     ]
+    found = [(file, with_layers(file, text)) for file, text in found]
     kernels = experiments / "kernels" / "README.md"
     return [*found, (kernels, kernels_page(kernels))] if kernels.exists() else found
+
+
+def with_layers(file: Path, text: str) -> str:
+    """A paper's README with the tables of layers side by side, where it has their sections."""
+    experiments = file.parent.parent
+    text = with_section(file, text, "layers", lambda: layer_tables.reading_table(experiments))
+    return with_section(file, text, "recall", lambda: layer_tables.recall_table(experiments))
 
 
 def kernels_page(file: Path) -> str:
@@ -142,13 +153,6 @@ def same_run(spec: RunSpec | None, scale: str, run: Record) -> bool:
     """Whether a recorded run is still the one that claims.yaml names."""
     asked = None if spec is None else (spec.experiment, list(spec.at(scale)[1]))
     return asked == (run["experiment"], run["overrides"])
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def papers_table(every: Sequence[PaperClaims]) -> str:
