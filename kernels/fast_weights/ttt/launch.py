@@ -131,13 +131,14 @@ def backward(
         dstates=dstates, dbiases=dbiases, dsteps=dsteps, dk=dk, dv=dv, dlast=dlast,
         dgamma=dnorm[1, 0], dbeta=dnorm[1, 1], **writing, **changes, **shared,
     )  # fmt: skip
-    # dlast is of position_C rate_s, C the last token of the mini-batch, which may be cut short.
-    ends = torch.full((n,), c - 1, device=q.device)
-    ends[-1] = t - (n - 1) * c - 1
-    place = torch.arange(t, device=q.device) // c
-    drate += position.float()[ends[place]] * dlast
+    # dlast is of position_C rate_s, C the last token of the mini-batch; the last one may be short.
+    whole, ends = (n - 1) * c, [c - 1, t - (n - 1) * c - 1]
+    lengths = zip(ends, (whole, t - whole), strict=True)
+    drate += dlast * torch.cat([position.float()[end].expand(size) for end, size in lengths])
     taken = (dlast * rate.float().transpose(1, 2)).sum(dim=(0, 1))  # [t]
-    dposition = dposition.sum(dim=(0, 1, 2)).index_add(0, ends[place], taken)
+    dposition = dposition.sum(dim=(0, 1, 2))
+    dposition[ends[0]] += taken[:whole].sum()
+    dposition[ends[1]] += taken[whole:].sum()
     of_norm = (x.clone() for x in dnorm.sum(dim=(0, 2, 4)))
     dq, dk, dv, drate = (x.transpose(1, 2) for x in (dq, dk, dv, drate))
     return dq, dk, dv, drate, dposition, dweight, dbias, *of_norm
