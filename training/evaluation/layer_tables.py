@@ -35,7 +35,7 @@ RECALL = (
     ("sliding, then full attention", "recall_attention"),
     ("sliding attention", "recall_window"),
     ("DeltaNet", "recall_delta"),
-    ("DeltaNet, a quarter of the state", "recall_delta_small_state"),
+    ("DeltaNet, twice the state", "recall_delta_twice_the_state"),
     ("Gated DeltaNet", "recall_gated_delta"),
     ("TTT-Linear", "recall_ttt_linear"),
 )
