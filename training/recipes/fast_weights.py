@@ -21,6 +21,7 @@ from training.data.facts import FactsData
 from training.data.language import LanguageData, documents_for_run
 from training.data.markov import MarkovData, bayes_losses
 from training.distributed import Processes
+from training.errors import UserError
 from training.estimate import Estimate
 from training.evaluation.cost import prefill_cost
 from training.evaluation.positions import Score, read_documents, reading_summary
@@ -119,9 +120,20 @@ class FastWeights(DecoderTraining):
         return prefill_cost(prepare, self.model.state_bytes, self.recipe.cost_lengths)
 
 
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    check_parts(config, FastWeightsConfig, ("transformer",), *DOCUMENTS)
+    assert isinstance(config.recipe, FastWeightsConfig)
+    if isinstance(config.data, FactsConfig) and config.recipe.eval_lengths:
+        raise UserError(
+            f"recipe.eval_lengths={config.recipe.eval_lengths}: with data=facts a model is asked "
+            "for the numbers of facts in data.facts; leave it empty"
+        )
+
+
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> FastWeights:
     """The recipe of `config` with its data, its model initialised on `device`."""
-    check_parts(config, FastWeightsConfig, ("transformer",), *DOCUMENTS)
+    check(config)
     if isinstance(config.data, FactsConfig):
         rank, world = processes.rank, processes.world
         data = FactsData(config.data, seed=config.seed, rank=rank, world=world)
@@ -132,5 +144,5 @@ def build(config: TrainConfig, processes: Processes, device: torch.device) -> Fa
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data is read."""
-    check_parts(config, FastWeightsConfig, ("transformer",), *DOCUMENTS)
+    check(config)
     return estimate_decoder(config)
