@@ -7,52 +7,23 @@ Keys, values and questions are drawn anew for every document, so no answer can b
 document. It is the multi-query associative recall of Zoology: Measuring and Improving Recall in
 Efficient Language Models, 2024, arXiv:2312.04927, with questions after all facts; a state of fixed
 size must fail at it once there are more facts than it can hold.
-
-Everything is a function of (seed, stream, step): nothing is stored to resume.
 """
 
 from __future__ import annotations
-
-import hashlib
-import json
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
 from training.data.config import FactsConfig
-from training.data.corpus import DataError
-from training.data.order import rank_slice
+from training.data.generated import GeneratedData
 from training.seeding import numpy_rng
 
 
-class FactsData:
+class FactsData(GeneratedData[FactsConfig]):
     """Batches and held-out documents.
 
-    Args:
-        seed: of the run; its `data/facts` stream gives the batches, `eval/facts` the held-out
-            documents.
-    Raises:
-        DataError: data.batch_size does not divide over the processes.
+    The seed's `data/facts` stream gives the batches, `eval/facts` the held-out documents.
     """
-
-    def __init__(self, config: FactsConfig, *, seed: int, rank: int = 0, world: int = 1) -> None:
-        if config.batch_size % world:
-            raise DataError(
-                f"data.batch_size={config.batch_size} does not divide over {world} processes: "
-                "make it a multiple of them"
-            )
-        self.config, self._seed, self._rank, self._world = config, seed, rank, world
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def content_hash(self) -> str:
-        """Of what decides the documents, the seed apart."""
-        return hashlib.sha256(json.dumps(asdict(self.config)).encode()).hexdigest()
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's documents of the batch of `step`, all with the same number of facts.
@@ -65,23 +36,11 @@ class FactsData:
         tokens = documents(self.config, rng, self.config.batch_size, facts)
         weight = np.where(answers(self.config, facts), 1.0, self.config.context_weight)
         rows = np.broadcast_to(weight.astype(np.float32), (len(tokens), self.config.seq_len))
-        return {
-            "tokens": rank_slice(tokens, self._rank, self._world),
-            "weight": rank_slice(rows, self._rank, self._world).copy(),
-        }
-
-    def ids(self, step: int) -> list[str]:
-        """Names of the batch's documents, for messages."""
-        rows = rank_slice(np.arange(self.config.batch_size), self._rank, self._world)
-        return [f"document {row} of step {step}" for row in rows]
+        return {"tokens": self.mine(tokens), "weight": self.mine(rows).copy()}
 
     def heldout(self, count: int, facts: int) -> Int32[np.ndarray, "n t+1"]:
         """Fresh documents with so many facts, the same for every model of the seed."""
         return documents(self.config, numpy_rng(self._seed, "eval/facts", facts), count, facts)
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-able facts, for a run's records."""
-        return asdict(self.config)
 
 
 def documents(

@@ -12,63 +12,28 @@ knows everything but the document's table, is computed exactly at every position
 
 A context is the last `order` tokens. With `switch_every` the table is drawn anew at every multiple
 of that many predictions, which the best predictor knows.
-
-Everything is a function of (seed, stream, step): nothing is stored to resume.
 """
 
 from __future__ import annotations
-
-import hashlib
-import json
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from training.data.config import MarkovConfig, MarkovKind
-from training.data.corpus import DataError
-from training.data.order import rank_slice
+from training.data.generated import GeneratedData
 from training.seeding import numpy_rng
 
 
-class MarkovData:
+class MarkovData(GeneratedData[MarkovConfig]):
     """Batches and held-out documents, each document with a world of its own.
 
-    Args:
-        seed: of the run; its `data/markov` stream gives the batches, `eval/markov` the held-out
-            documents.
-    Raises:
-        DataError: data.batch_size does not divide over the processes.
+    The seed's `data/markov` stream gives the batches, `eval/markov` the held-out documents.
     """
-
-    def __init__(self, config: MarkovConfig, *, seed: int, rank: int = 0, world: int = 1) -> None:
-        if config.batch_size % world:
-            raise DataError(
-                f"data.batch_size={config.batch_size} does not divide over {world} processes: "
-                "make it a multiple of them"
-            )
-        self.config, self._seed, self._rank, self._world = config, seed, rank, world
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
-
-    @property
-    def content_hash(self) -> str:
-        """Of what decides the documents, the seed apart."""
-        return hashlib.sha256(json.dumps(asdict(self.config)).encode()).hexdigest()
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """{"tokens": int32 [b, seq_len + 1]}, this process's documents of the batch of `step`."""
         size, rng = self.config.batch_size, numpy_rng(self._seed, "data/markov", step)
-        tokens = documents(self.config, rng, size, self.config.seq_len)
-        return {"tokens": rank_slice(tokens, self._rank, self._world)}
-
-    def ids(self, step: int) -> list[str]:
-        """Names of the batch's documents, for messages."""
-        rows = rank_slice(np.arange(self.config.batch_size), self._rank, self._world)
-        return [f"document {row} of step {step}" for row in rows]
+        return {"tokens": self.mine(documents(self.config, rng, size, self.config.seq_len))}
 
     def heldout_sequences(self, count: int, length: int) -> dict[str, np.ndarray]:
         """Fresh documents and their floor, the same for every model of the seed.
@@ -79,10 +44,6 @@ class MarkovData:
         """
         tokens = documents(self.config, numpy_rng(self._seed, "eval/markov", length), count, length)
         return {"tokens": tokens, "floor": bayes_losses(self.config, tokens)}
-
-    def describe(self) -> dict[str, Any]:
-        """JSON-able facts, for a run's records."""
-        return asdict(self.config)
 
 
 def documents(
