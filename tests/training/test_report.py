@@ -227,10 +227,12 @@ def test_units_in_labels() -> None:
     assert plots.label("eval/rollout_error_m") == "rollout error m"
 
 
-def test_mean_curve_has_an_interval_where_two_seeds_have_values() -> None:
-    line = plots.mean_curve("a", [1, 2, 3], [[1.0, 2.0, None], [3.0, None, None]])
+def test_mean_curve_has_an_interval_of_three_seeds_where_two_have_values() -> None:
+    seeds = [[1.0, 2.0, None], [3.0, None, None], [None, None, None]]
+    line = plots.mean_curve("a", [1, 2, 3], seeds)
     assert line.y[:2] == [2.0, 2.0] and math.isnan(line.y[2])
     assert line.band is not None and line.band[0][0] < 1.0 and math.isnan(line.band[0][1])
+    assert plots.mean_curve("a", [1, 2, 3], seeds[:2]).band is None
 
 
 def test_escaping_happens_where_text_enters() -> None:

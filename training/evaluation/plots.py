@@ -71,7 +71,7 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str, name: str | None = None) 
 
 
 def mean_curve(name: str, x: Sequence[float], seeds: Sequence[Sequence[float | None]]) -> Line:
-    """Mean over seeds at each x, with its 95 % interval where at least two seeds have a value."""
+    """Mean over seeds at each x, with its 95 % interval: of two seeds it would cover the figure."""
     middle, low, high = [], [], []
     for values in zip(*seeds, strict=True):
         known = [float(v) for v in values if v is not None]
@@ -79,7 +79,7 @@ def mean_curve(name: str, x: Sequence[float], seeds: Sequence[Sequence[float | N
         middle.append(mean(known) if known else math.nan)
         low.append(spread[0] if spread else math.nan)
         high.append(spread[1] if spread else math.nan)
-    return Line(name, x, middle, (low, high) if len(seeds) > 1 else None)
+    return Line(name, x, middle, (low, high) if len(seeds) > 2 else None)
 
 
 def styled(draw: Callable[..., str]) -> Callable[..., str]:
