@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers import write_corpus
 from training.config import compose, experiments
-from training.data.config import CorpusConfig
+from training.data.config import CorpusConfig, FactsConfig
 from training.errors import RunStopped, UserError
 from training.logging import read_rows
 from training.run import run
@@ -25,6 +25,7 @@ SMOKE = {
     "model.chunk": "16",
     "data.seq_len": "32",
     "data.eval_stride": "32",
+    "data.facts": "[2,4]",
     "data.batch_size": "4",
     "data.heldout_fraction": "0.3",
     "recipe.floors": "false",
@@ -37,14 +38,15 @@ SMOKE = {
 def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
     config = compose([f"experiment={name}"])
     corpus = ["data=files", write_corpus(tmp_path / "text")]
-    if not isinstance(config.data, CorpusConfig):
-        corpus = []  # it makes its documents
+    if not isinstance(config.data, CorpusConfig) or getattr(config.data, "by_package", False):
+        corpus = []  # it makes its documents, or cannot do without its own
+    lengths = {"recipe.eval_lengths"} if isinstance(config.data, FactsConfig) else set()
     known = [key for key in SMOKE if hasattr(getattr(config, key.split(".")[0]), key.split(".")[1])]
     return [
         f"experiment={name}",
         *corpus,
         f"runs_dir={tmp_path / 'runs'}",
-        *(f"{key}={SMOKE[key]}" for key in known),
+        *(f"{key}={SMOKE[key]}" for key in known if key not in lengths),
         "loop.steps=4",
         "loop.log_every=1",
         "loop.checkpoint_every=2",

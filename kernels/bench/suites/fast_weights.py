@@ -177,7 +177,13 @@ def oracle(problem: Problem, inputs: Inputs) -> Parts:
         x[-1:, :, last].double()
         for name, x in inputs.items()
     }  # fmt: skip
-    function = partial(function_of(problem.layer), impl="torch")
+
+    def function(*x: Tensor) -> Any:  # not by the public function: what ran is recorded
+        if problem.layer == "gated delta":
+            return delta.chunked(*x, None, problem.d**-0.5)
+        *tokens, weight, bias, scale, shift = x
+        return ttt.dual(*tokens, [weight, bias], scale, shift)
+
     return parts(step(problem.gradients, NAMES[problem.layer], lambda _: function, heads)())
 
 
