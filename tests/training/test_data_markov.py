@@ -98,7 +98,7 @@ def test_the_floor_of_a_window_is_that_of_a_document_that_begins_with_it(changes
         np.testing.assert_allclose(found[:, t], alone[:, -1], rtol=1e-5)
     np.testing.assert_array_equal(bayes_losses(config, tokens, 40), bayes_losses(config, tokens))
     with pytest.raises(ValueError, match="does not hold the context"):
-        bayes_losses(config, tokens, config.order - 1 or -1)
+        bayes_losses(config, tokens, config.order - 1)
 
 
 def test_a_window_forgets_no_more_than_a_switch_did() -> None:

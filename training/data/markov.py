@@ -104,7 +104,8 @@ def bayes_losses(
     """
     count, length = tokens.shape[0], tokens.shape[1] - 1
     v, order, s = config.vocab_size, config.order, config.successors
-    every, reach, rows = config.switch_every or length, reach or length, np.arange(count)
+    every, rows = config.switch_every or length, np.arange(count)
+    reach = length if reach is None else reach
     if reach < order:
         raise ValueError(f"reach={reach} does not hold the context of {order} tokens")
     losses = np.full((count, length), np.log(v), np.float32)
