@@ -1,4 +1,5 @@
-"""`afferent reproduce paper=<paper> [scale=cpu|h200|paper] [seeds=N] [fresh=true] [--dry-run]`
+"""`afferent reproduce paper=<paper> [scale=cpu|h200|paper] [seeds=N] [jobs=N] [fresh=true]
+[--dry-run]`
 
 Makes the runs that are missing, judges every claim and control, writes results/<scale>.json, the
 figures and the README tables. Exits 1 if a claim that is judged at this scale is not reproduced.
@@ -16,7 +17,7 @@ from training.config import did_you_mean
 from training.errors import UserError
 from training.evaluation.claims import EXPERIMENTS, SCALES
 from training.evaluation.claims_file import load_claims, one_of, papers
-from training.evaluation.launch import Launch, PlannedRun, plan, run_in_subprocess
+from training.evaluation.launch import Launch, PlannedRun, plan
 from training.evaluation.reproduce import check_scale, is_trial, reproduce
 from training.evaluation.tables import (
     console_table,
@@ -27,7 +28,7 @@ from training.evaluation.tables import (
 )
 from training.evaluation.verdicts import described, failures
 
-HELP = """afferent reproduce paper=<paper> [scale=cpu] [seeds=N] [fresh=true] [--dry-run]
+HELP = """afferent reproduce paper=<paper> [scale=cpu] [seeds=N] [jobs=N] [fresh=true] [--dry-run]
 afferent reproduce --tables
 
 Re-runs a paper's claims and judges them. Finished runs are not made again; an interrupted command
@@ -35,11 +36,12 @@ goes on when it is given again. Exit code 1: a claim did not come out. 2: someth
 
   scale=cpu|h200|paper  which machine: two CPU cores, one large GPU, the paper's own
   seeds=N               seeds per run; fewer than claims.yaml says is a trial, nothing is written
+  jobs=N                runs made at a time, each with its share of the cores; small ones gain
   fresh=true            put finished runs aside and make them again
   --dry-run             list runs, what is cached, and claims; run nothing
   --tables              regenerate the tables of every README from the recorded results
 """
-KEYS = ("paper", "scale", "seeds", "fresh", "dry_run", "tables")
+KEYS = ("paper", "scale", "seeds", "jobs", "fresh", "dry_run", "tables")
 FLAGS = {"--dry-run": "dry_run=true", "--tables": "tables=true"}
 
 
@@ -50,6 +52,7 @@ class Asked:
     paper: str | None = None
     scale: str = "cpu"
     seeds: int | None = None
+    jobs: int = 1
     fresh: bool = False
     dry_run: bool = False
     tables: bool = False
@@ -68,16 +71,19 @@ def parse(words: list[str]) -> Asked:
         if key in ("fresh", "dry_run", "tables"):
             one_of(value, ("true", "false"), "value", key)
             setattr(asked, key, value == "true")
-        elif key == "seeds":
+        elif key in ("seeds", "jobs"):
             if not value.isdecimal() or int(value) < 1:
-                raise UserError(f"seeds={value} must be a whole number of at least 1")
-            asked.seeds = int(value)
+                raise UserError(f"{word} must be a whole number of at least 1")
+            setattr(asked, key, int(value))
+            cores = os.cpu_count() or 1
+            if asked.jobs > cores:
+                raise UserError(f"{word}: this machine has {cores} cores; use at most that many")
         else:
             setattr(asked, key, one_of(value, SCALES, "scale", key) if key == "scale" else value)
     return asked
 
 
-def run(asked: Asked, experiments_root: Path, launch: Launch) -> int:
+def run(asked: Asked, experiments_root: Path, launch: Launch | None) -> int:
     """Do what was asked; returns the exit code. Raises UserError."""
     if asked.tables:
         for file in update_tables(experiments_root.parent):
@@ -98,6 +104,7 @@ def run(asked: Asked, experiments_root: Path, launch: Launch) -> int:
         fresh=asked.fresh,
         experiments_root=experiments_root,
         launch=launch,
+        jobs=asked.jobs,
     )
     print(console_table(results))
     print(file if file else "a trial with fewer seeds than claims.yaml says: nothing was written")
@@ -147,7 +154,7 @@ def state(item: PlannedRun) -> str:
     return f"{status['status']}, resumes" + (f" at {status['step']}" if "step" in status else "")
 
 
-def main(experiments_root: Path = EXPERIMENTS, launch: Launch = run_in_subprocess) -> None:
+def main(experiments_root: Path = EXPERIMENTS, launch: Launch | None = None) -> None:
     """Entry point: what the user can mend ends with one sentence and its exit code."""
     words = sys.argv[1:]
     if any(word in ("-h", "--help") for word in words):

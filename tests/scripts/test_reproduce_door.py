@@ -6,7 +6,10 @@ import fcntl
 import json
 import stat
 import sys
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from scripts.reproduce import main
 from training.errors import RunStopped
 from training.evaluation import launch as launching
 from training.evaluation.claims_file import load_claims
-from training.evaluation.launch import PlannedRun, judging_seeds, plan, run_in_subprocess
+from training.evaluation.launch import Launch, PlannedRun, execute, judging_seeds, plan
+from training.evaluation.subprocesses import Subprocesses
 from training.files import write_json
 from training.run_directory import plain
 from training.schema import identity
@@ -50,7 +54,7 @@ PYTHON = sys.executable
 SCALE_CUDA = "scale=h200 needs a GPU and this machine has none"
 
 
-class FakeLaunch:
+class FakeLaunch(Launch):
     """Records results as a run would; `reply` may fail or stop a run."""
 
     def __init__(self, reply: Callable[[PlannedRun], str | None] = lambda run: None) -> None:
@@ -213,6 +217,8 @@ def test_tables_alone(reproduce: Any, experiments: Path) -> None:
         (["papr=fake"], "reproduce knows no `papr=fake`. Did you mean paper"),
         (["paper=fake", "--dryrun"], "Did you mean --dry-run"),
         (["paper=fake", "seeds=0"], "seeds=0 must be"),
+        (["paper=fake", "jobs=two"], "jobs=two must be"),
+        (["paper=fake", "jobs=100000"], "jobs=100000: this machine has"),
         (["paper=fake", "fresh=yes"], "there is no value `yes`"),
         (["paper=fake", "scale=h200"], SCALE_CUDA),
     ],
@@ -243,7 +249,7 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     program = tmp_path / "child"
     program.write_text(f"#!{PYTHON}\nimport os, signal, sys, time\n{code}\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setattr(launching.sys, "executable", str(program))
+    monkeypatch.setattr(sys, "executable", str(program))
 
 
 def test_a_failed_process_gives_its_last_words(
@@ -252,10 +258,10 @@ def test_a_failed_process_gives_its_last_words(
     run = one_run(experiments)
     fail = "print('step 1/2', file=sys.stderr); sys.exit(f'afferent: bad {sys.argv[-1]}')"
     child(tmp_path, monkeypatch, fail)
-    assert run_in_subprocess(run, "label") == f"bad {run.overrides[-1]}"
+    assert Subprocesses()(run, "label") == f"bad {run.overrides[-1]}"
     assert "step 1/2" in (run.path / "reproduce.log").read_text()
     child(tmp_path, monkeypatch, "os.kill(os.getpid(), signal.SIGKILL)")
-    assert run_in_subprocess(run, "label") == "killed by SIGKILL"
+    assert Subprocesses()(run, "label") == "killed by SIGKILL"
     rows = [json.loads(line) for line in (run.path / "launches.jsonl").read_text().splitlines()]
     assert [row["code"] for row in rows] == [1, -9]
     assert run.wall_s() == pytest.approx(sum(row["wall_s"] for row in rows))
@@ -278,7 +284,7 @@ sys.exit(130)
 """,
     )
     with pytest.raises(RunStopped) as stopped:
-        run_in_subprocess(run, "label")
+        Subprocesses()(run, "label")
     assert stopped.value.code == 130
     assert (run.path / "reproduce.log").read_text() == "1\n"
 
@@ -290,5 +296,71 @@ def test_a_run_that_was_past_stopping_still_ends_the_reproduction(
     late = "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(os.getppid(), signal.SIGTERM)"
     child(tmp_path, monkeypatch, f"{late}\ntime.sleep(0.5)")
     with pytest.raises(RunStopped) as stopped:
-        run_in_subprocess(run, "label")
+        Subprocesses()(run, "label")
     assert stopped.value.code == 85
+
+
+def test_runs_are_made_side_by_side_but_for_those_that_measure_time(
+    experiments: Path, tmp_path: Path
+) -> None:
+    runs = alone_last(experiments)
+    together = threading.Barrier(2, timeout=30)  # breaks unless two are at work at once
+    at_work, most = [], {}
+
+    def reply(run: PlannedRun) -> None:
+        at_work.append(run.name)
+        if run.name == "main":
+            together.wait()
+        most[run.name] = max(most.get(run.name, 0), len(at_work))
+        together.wait() if run.name == "main" else time.sleep(0.1)
+        at_work.remove(run.name)
+
+    outcomes = execute(runs, FakeLaunch(reply), jobs=2)
+    assert most == {"main": 2, "wide": 1}
+    assert [len(outcome.results) for outcome in outcomes.values()] == [2, 1]
+
+
+def test_a_run_that_two_names_share_is_made_once(experiments: Path) -> None:
+    runs = alone_last(experiments)
+    twin = replace(runs[0], name="twin")
+    launch = FakeLaunch()
+    outcomes = execute([runs[0], twin], launch, jobs=2)
+    assert len(launch.made) == 1
+    assert outcomes["twin"].results == outcomes["main"].results != []
+
+
+def test_an_interrupt_reaches_every_process_and_no_more_begin(
+    experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = alone_last(experiments)
+    child(
+        tmp_path,
+        monkeypatch,
+        f"""
+count = []
+signal.signal(signal.SIGINT, lambda *_: count.append(1))
+assert os.environ["OMP_NUM_THREADS"]
+open({str(tmp_path)!r} + f"/began-{{os.getpid()}}", "w").close()
+while len([name for name in os.listdir({str(tmp_path)!r}) if name.startswith("began")]) < 2:
+    time.sleep(0.01)
+if "seed={runs[0].config.seed}" in sys.argv:
+    os.kill(os.getppid(), signal.SIGINT)
+time.sleep(1)
+print(len(count), flush=True)
+sys.exit(130)
+""",
+    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with pytest.raises(RunStopped) as stopped:
+        execute(runs, Subprocesses(2), jobs=2)
+    assert stopped.value.code == 130
+    at_work = [run for run in runs if run.name == "main"]
+    assert [(run.path / "reproduce.log").read_text() for run in at_work] == ["1\n", "1\n"]
+    assert not any((run.path / "reproduce.log").exists() for run in runs if run.alone)
+
+
+def alone_last(experiments: Path) -> list[PlannedRun]:
+    """Two seeds of `main`, and `wide`, beside which nothing may run."""
+    file = experiments / "fake" / "claims.yaml"
+    file.write_text(CLAIMS.replace("seeds: 1,", "seeds: 1, alone: true,").replace("THRESHOLD", "2"))
+    return plan(load_claims("fake", experiments), "cpu")

@@ -235,6 +235,7 @@ def test_strictness_of_claims(tmp_path: Path, keys: dict[str, Any], message: str
         ("titel", "x", r"claims.yaml: there is no key `titel`. Did you mean title"),
         ("paper.arxiv", 2401.0001, r"`paper`: `arxiv` must be text.*quotes"),
         ("runs.main.seeds", 0, r"run main: `seeds` must be at least 1"),
+        ("runs.main.alone", "yes", r"run main: `alone` must be true or false, not 'yes'"),
         ("runs.main.overrides", ["seed=3"], r"`seed=3`: the protocol sets that key"),
         ("runs.main.overrides", ["loop.steps"], r"expected key=value"),
         ("runs.main.scales", {"gpu": {}}, r"run main: `scales`: there is no scale `gpu`"),

@@ -2,7 +2,8 @@
 
     title, about        the paper's short name and its line in the README's table
     paper               null, or {title, year, arxiv}; null is a baseline of our own
-    runs                name -> {experiment, seeds, overrides, scales: {scale: {seeds, overrides}}}
+    runs                name -> {experiment, seeds, overrides, alone,
+                                 scales: {scale: {seeds, overrides}}}
     claims              [{id, statement, published, run, metric, minus, wins, direction,
                           threshold, chance, floors, ceilings, controls, reason}]
 
@@ -52,12 +53,16 @@ class Published:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Runs of one experiment, one per seed. `scales` replaces seeds and adds overrides."""
+    """Runs of one experiment, one per seed. `scales` replaces seeds and adds overrides.
+
+    `alone`: what it measures is time, so that no other run may be at work beside it.
+    """
 
     experiment: str
     seeds: int
     overrides: tuple[str, ...]
     scales: dict[str, tuple[int | None, tuple[str, ...]]]
+    alone: bool
 
     def at(self, scale: str) -> tuple[int, tuple[str, ...]]:
         """Number of seeds and overrides at a scale."""

@@ -25,7 +25,14 @@ from training.evaluation.claims import (
 )
 
 OWNED = ("experiment", "scale", "seed", "run", "runs_dir", "dry_run")  # keys the protocol sets
-NAMES = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping"}
+NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+}
 REQUIRED: Any = object()
 T = TypeVar("T")
 
@@ -66,7 +73,7 @@ class Fields:
 def checked(value: Any, kind: type, where: str) -> Any:
     """`value` as `kind`. Raises UserError; a bool is no number, an int is one."""
     fits = isinstance(value, (int, float) if kind is float else kind)
-    if not fits or isinstance(value, bool):
+    if not fits or (isinstance(value, bool) and kind is not bool):
         hint = "; put it in quotes" if kind is str else ""
         raise UserError(f"{where} must be {NAMES[kind]}, not {value!r}{hint}")
     if isinstance(value, str) and not value.strip():
@@ -158,8 +165,9 @@ def run_spec(value: Any, where: str) -> RunSpec:
         inner = Fields(part, f"{where}: scales.{known_scale(scale, f'{where}: `scales`')}")
         scales[scale] = seeds_and_overrides(inner, None)
         inner.done()
+    alone = fields.take("alone", bool, False)
     fields.done()
-    return RunSpec(experiment, seeds, overrides, scales)
+    return RunSpec(experiment, seeds, overrides, scales, alone)
 
 
 def seeds_and_overrides(fields: Fields, default: int | None) -> tuple[int | None, tuple[str, ...]]:

@@ -1,43 +1,33 @@
-"""The runs behind a paper's claims: which there are, and one process for each.
+"""The runs behind a paper's claims: which there are, and in what order they are made.
 
-Torch and jax runs never share a process, and a run that crashes costs only the claims that read
-it. Runs that have finished are not made again; one that was stopped goes on where it was.
+Runs that have finished are not made again; one that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
-import signal
-import subprocess
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from training.config import compose
-from training.errors import RunStopped, UserError
-from training.evaluation.claims import ROOT, PaperClaims
+from training.errors import UserError
+from training.evaluation.claims import PaperClaims
 from training.evaluation.verdicts import RunOutcome
-from training.logging import Progress, clock, read_rows
+from training.logging import read_rows
 from training.run import finished
 from training.run_directory import run_path
 from training.schema import Device, TrainConfig
 from training.seeding import stream_seed
 
 PILOT_SEEDS = 1000  # seeds below are for people: thresholds are fixed on them, never judged
-FORWARDED = {
-    signal.SIGINT: signal.SIGINT,
-    signal.SIGTERM: signal.SIGTERM,
-    signal.SIGUSR1: signal.SIGUSR1,
-    signal.SIGHUP: signal.SIGTERM,
-}
 
 
 @dataclass(frozen=True)
@@ -48,6 +38,7 @@ class PlannedRun:
     index: int
     overrides: tuple[str, ...]
     config: TrainConfig
+    alone: bool
 
     @property
     def path(self) -> Path:
@@ -70,7 +61,20 @@ class PlannedRun:
         return (self.results() or {}).get("train_s", 0.0)
 
 
-Launch = Callable[[PlannedRun, str], str | None]  # (run, label) -> why it failed, or None
+class Launch(ABC):
+    """How a run is made: in a process (subprocesses.py), or as a test likes it."""
+
+    @abstractmethod
+    def __call__(self, run: PlannedRun, label: str) -> str | None:
+        """Make the run; returns why it failed, or None. Raises RunStopped when asked to stop."""
+
+    def stop(self) -> None:
+        """Ask every run at work to save and end."""
+        return
+
+    def taking_signals(self) -> AbstractContextManager[None]:
+        """While it is open, a signal to this process stops every run at work."""
+        return nullcontext()
 
 
 def judging_seeds(paper: str, count: int) -> list[int]:
@@ -113,7 +117,7 @@ def planned(claims: PaperClaims, scale: str, name: str, index: int, seed: int) -
         *spec.at(scale)[1],
     )
     try:
-        return PlannedRun(name, index, overrides, compose(overrides))
+        return PlannedRun(name, index, overrides, compose(overrides), spec.alone)
     except UserError as error:
         where = f"experiments/{claims.name}/claims.yaml: run {name}"
         raise UserError(f"{where}: {error}") from error
@@ -135,119 +139,55 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def execute(runs: Sequence[PlannedRun], launch: Launch) -> dict[str, RunOutcome]:
-    """Make every run that has not finished. A failure ends the further seeds of its name.
+def execute(runs: Sequence[PlannedRun], launch: Launch, jobs: int = 1) -> dict[str, RunOutcome]:
+    """Make every run that has not finished, `jobs` at a time, then those that must be alone.
 
+    A failure ends the further seeds of its name.
     Raises RunStopped when interrupted; what was reached is saved.
     """
-    outcomes = {run.name: RunOutcome() for run in runs}
-    for number, run in enumerate(runs, 1):
-        outcome = outcomes[run.name]
-        if outcome.failure is not None:
-            continue
-        label = f"[{number}/{len(runs)}] {run.name}, seed {run.config.seed}"
-        results = run.results()
-        if results is None:
-            print(f"{label}: {run.path}", file=sys.stderr, flush=True)
-            failure = launch(run, label)
+    failures: dict[str, str] = {}  # name of a run -> why
+
+    def make(run: PlannedRun) -> None:
+        if run.name in failures or run.results() is not None:
+            return
+        label = f"[{runs.index(run) + 1}/{len(runs)}] {run.name}, seed {run.config.seed}"
+        print(f"{label}: {run.path}", file=sys.stderr, flush=True)
+        failure = launch(run, label)
+        missing = run.results() is None
+        if failure is not None:
+            after = "failed" if missing else "failed after its results were recorded"
+            print(f"{label}: {after}: {failure}", file=sys.stderr, flush=True)
+        if missing:
+            failures[run.name] = failure or "it ended without results.json"
+
+    waiting = {run.path: run for run in reversed(runs)}  # two names may share a run
+    ordered = [run for run in runs if waiting[run.path] is run]
+    with launch.taking_signals(), ThreadPoolExecutor(jobs) as pool:
+        try:
+            beside = [pool.submit(make, run) for run in ordered if not run.alone]
+            for made in as_completed(beside):
+                made.result()
+        except BaseException:
+            launch.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+        for run in ordered:
+            if run.alone:
+                make(run)
+    return {run.name: outcome_of(run.name, runs, failures) for run in runs}
+
+
+def outcome_of(name: str, runs: Sequence[PlannedRun], failures: Mapping[str, str]) -> RunOutcome:
+    """What the seeds of a name recorded, up to the first that has nothing."""
+    outcome = RunOutcome()
+    for run in runs:
+        if run.name == name and outcome.failure is None:
             results = run.results()
-            if failure is not None:
-                after = "failed" if results is None else "failed after its results were recorded"
-                print(f"{label}: {after}: {failure}", file=sys.stderr, flush=True)
             if results is None:
-                outcome.failure = failure or "it ended without results.json"
-                continue
-        outcome.results.append(results)
-    return outcomes
-
-
-def run_in_subprocess(run: PlannedRun, label: str) -> str | None:
-    """Train in a process of its own; its output goes to reproduce.log in the run directory."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    run.path.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    with (
-        open(run.path / "reproduce.log", "a", encoding="utf-8") as log,
-        subprocess.Popen(
-            [sys.executable, "-m", "scripts.train", *run.overrides],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            process_group=0,  # a Ctrl-C reaches it once, through us
-        ) as child,
-        forwarding(child) as received,
-    ):
-        assert child.stderr is not None
-        tail = follow(child.stderr, log, label)
-        code = child.wait()
-    wall_s = time.monotonic() - began
-    with open(run.path / "launches.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"wall_s": round(wall_s, 1), "code": code}) + "\n")
-    if code == 0:
-        print(f"{label}: finished in {clock(wall_s)}", file=sys.stderr, flush=True)
-    stop_if_asked(received, code)  # also where the run was past stopping when the signal came
-    return None if code == 0 else why(code, tail)
-
-
-def follow(stream: Iterable[str], log: TextIO, label: str) -> list[str]:
-    """Copy the output to the log, show the progress line; returns the last lines."""
-    progress = Progress()
-    tail: deque[str] = deque(maxlen=20)
-    for line in stream:
-        log.write(line)
-        log.flush()
-        if line.startswith("step "):
-            progress.show(f"{label}: {line.strip()}")
-        elif line.strip():
-            tail.append(line.strip())
-    progress.close()
-    return list(tail)
-
-
-@contextmanager
-def forwarding(child: subprocess.Popen[str]) -> Iterator[list[signal.Signals]]:
-    """Hand signals on to the child, which saves and ends; yields those that came."""
-    received: list[signal.Signals] = []
-
-    def forward(number: int, _: Any) -> None:
-        received.append(signal.Signals(number))
-        child.send_signal(FORWARDED[signal.Signals(number)])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def stop_if_asked(received: list[signal.Signals], code: int) -> None:
-    """Raise RunStopped if the run did not fail but was asked to stop."""
-    if not received and code not in (85, 130):
-        return
-    keyboard = signal.SIGINT in received or (not received and code == 130)
-    raise RunStopped(
-        "interrupted; the run is saved and results/ is as it was: the same command goes on "
-        "(without fresh=true)",
-        130 if keyboard else 85,
-    )
-
-
-def why(code: int, tail: list[str]) -> str:
-    """One sentence for a run that failed, without this machine's paths."""
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    text = (tail[-1] if tail else f"exit code {code}").removeprefix("afferent: ")
-    for place, name in ((str(ROOT), "."), (str(Path.home()), "~")):
-        text = text.replace(place, name)
-    return text if len(text) <= 300 else f"{text[:297]}..."
+                outcome.failure = failures.get(name, "the run it shares failed")
+            else:
+                outcome.results.append(results)
+    return outcome
 
 
 def set_aside(runs: Sequence[PlannedRun]) -> None:

@@ -26,9 +26,9 @@ from training.evaluation.launch import (
     execute,
     plan,
     require_device,
-    run_in_subprocess,
     set_aside,
 )
+from training.evaluation.subprocesses import Subprocesses
 from training.evaluation.tables import update_tables
 from training.evaluation.verdicts import RunOutcome, judge_all
 from training.files import write_atomic
@@ -50,13 +50,16 @@ def reproduce(
     seeds: int | None = None,
     fresh: bool = False,
     experiments_root: Path = EXPERIMENTS,
-    launch: Launch = run_in_subprocess,
+    launch: Launch | None = None,
+    jobs: int = 1,
 ) -> tuple[dict[str, Any], Path | None]:
     """Make what is missing, judge, record. Returns the results and the file they are in.
 
     Args:
         seeds: seeds of every run instead of the protocol's; with fewer, nothing is written.
         fresh: put finished runs aside and make them again.
+        launch: how runs are made; None means each in a process of its own.
+        jobs: how many runs are made at a time.
     Raises UserError for what the user can mend, RunStopped when interrupted.
     """
     claims = load_claims(paper, experiments_root)
@@ -65,7 +68,7 @@ def reproduce(
     if fresh:
         set_aside(runs)
     require_device(runs, scale)
-    outcomes = execute(runs, launch)
+    outcomes = execute(runs, launch or Subprocesses(jobs), jobs)
     results = json_ready(record(claims, scale, runs, outcomes))
     if is_trial(claims, scale, seeds):
         return results, None
