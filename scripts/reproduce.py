@@ -128,6 +128,7 @@ def dry_run(asked: Asked, experiments_root: Path) -> str:
     assert asked.paper is not None
     claims = load_claims(asked.paper, experiments_root)
     check_scale(claims, asked.scale)
+    claims = claims.at(asked.scale)
     runs = plan(claims, asked.scale, asked.seeds)
     lines = [f"{len(runs)} runs:"]
     for item in runs:

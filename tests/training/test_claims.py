@@ -236,6 +236,9 @@ def test_strictness_of_claims(tmp_path: Path, keys: dict[str, Any], message: str
         ("paper.arxiv", 2401.0001, r"`paper`: `arxiv` must be text.*quotes"),
         ("runs.main.seeds", 0, r"run main: `seeds` must be at least 1"),
         ("runs.main.alone", "yes", r"run main: `alone` must be true or false, not 'yes'"),
+        ("names", {"gpu": {"trained": 1}}, r"`names`: there is no scale `gpu`"),
+        ("names", {"cpu": {"trained": [1]}}, r"names.cpu.trained must be a number or text"),
+        ("names", {"cpu": 3}, r"names.cpu must be a mapping"),
         ("runs.main.overrides", ["seed=3"], r"`seed=3`: the protocol sets that key"),
         ("runs.main.overrides", ["loop.steps"], r"expected key=value"),
         ("runs.main.scales", {"gpu": {}}, r"run main: `scales`: there is no scale `gpu`"),
@@ -269,6 +272,23 @@ def test_scales_replace_seeds_and_add_overrides(tmp_path: Path) -> None:
     assert claims.scales() == ["cpu", "h200"]
     assert claims.needed("cpu") == ["main", "shuffled"]
     assert claims.needed("paper") == []
+
+
+def test_names_stand_for_what_a_scale_says(tmp_path: Path) -> None:
+    tree = changed(metric="reading/<trained>/loss", minus="reading/<long>/loss")
+    tree["claims"][0]["ceilings"] = [{"run": "shuffled", "metric": "reading/<trained>/loss"}]
+    tree["runs"]["shuffled"]["overrides"] = ["data.seq_len=<trained>"]
+    tree["names"] = {"cpu": {"trained": 256, "long": 1024}, "h200": {"trained": 8192, "long": "x"}}
+    claims = load_claims("fake", write_paper(tmp_path, tree))
+    cpu, h200 = claims.at("cpu"), claims.at("h200")
+    assert [ref.metric for ref in cpu.claims[0].refs()] == ["reading/256/loss", "reading/1024/loss"]
+    assert cpu.claims[0].ceilings[0].metric == "reading/256/loss"
+    assert h200.claims[0].refs()[1].metric == "reading/x/loss"
+    assert h200.runs["shuffled"].at("h200")[1] == ("data.seq_len=8192", "loop.steps=7")
+    assert cpu.claims[0].direction is claims.claims[0].direction
+    del tree["names"]["h200"]["long"]
+    with pytest.raises(UserError, match=r"names\.h200 has no `long`, which `reading/<long>/loss`"):
+        load_claims("fake", write_paper(tmp_path, tree))
 
 
 def test_judging_seeds_are_fresh_and_fixed() -> None:

@@ -4,6 +4,7 @@
     paper               null, or {title, year, arxiv}; null is a baseline of our own
     runs                name -> {experiment, seeds, overrides, alone,
                                  scales: {scale: {seeds, overrides}}}
+    names               scale -> {name: value}; `<name>` in any text stands for the scale's value
     claims              [{id, statement, published, run, metric, minus, wins, direction,
                           threshold, chance, floors, ceilings, controls, reason}]
 
@@ -16,9 +17,14 @@ claims_file.py reads the file, verdicts.py judges.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from enum import Enum, StrEnum
 from pathlib import Path
+from typing import Any
+
+from training.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -130,7 +136,14 @@ class PaperClaims:
     about: str
     paper: Publication | None
     runs: dict[str, RunSpec]
+    names: dict[str, dict[str, str]]
     claims: tuple[Claim, ...]
+
+    def at(self, scale: str) -> PaperClaims:
+        """The same with every `<name>` replaced. Raises UserError for one that the scale lacks."""
+        return filled(
+            self, self.names.get(scale, {}), f"experiments/{self.name}/claims.yaml: names.{scale}"
+        )
 
     def scales(self) -> list[str]:
         """Scales at which at least one claim is judged."""
@@ -141,3 +154,26 @@ class PaperClaims:
         judged = [claim for claim in self.claims if scale in claim.threshold]
         used = {ref.run for claim in judged for ref in claim.all_refs()}
         return [name for name in self.runs if name in used]
+
+
+def filled(value: Any, names: Mapping[str, str], where: str) -> Any:
+    """A copy in which `<name>`, in whatever text, is what `names` says."""
+
+    def meaning(found: re.Match[str]) -> str:
+        if found[1] not in names:
+            raise UserError(f"{where} has no `{found[1]}`, which `{found.string}` needs")
+        return names[found[1]]
+
+    match value:
+        case Enum():
+            return value
+        case str():
+            return re.sub(r"<([a-z_]+)>", meaning, value)
+        case tuple():
+            return tuple(filled(item, names, where) for item in value)
+        case dict():
+            return {key: filled(item, names, where) for key, item in value.items()}
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            changed = {f.name: filled(getattr(value, f.name), names, where) for f in fields(value)}
+            return replace(value, **changed)
+    return value

@@ -107,11 +107,23 @@ def load_claims(paper: str, experiments_root: Path = EXPERIMENTS) -> PaperClaims
         str(name): run_spec(spec, f"{where}: run {name}")
         for name, spec in fields.take("runs", dict).items()
     }
+    names = {
+        known_scale(scale, f"{where}: `names`"): meanings(part, f"{where}: names.{scale}")
+        for scale, part in fields.take("names", dict, {}).items()
+    }
     claims = tuple(claim(item, where, runs) for item in fields.take("claims", list))
     fields.done()
-    found = PaperClaims(paper, file, title, about, paper_info, runs, claims)
+    found = PaperClaims(paper, file, title, about, paper_info, runs, names, claims)
     check_whole(found, where)
     return found
+
+
+def meanings(value: Any, where: str) -> dict[str, str]:
+    """What `<name>` stands for at a scale: words or numbers, as text."""
+    for name, meaning in checked(value, dict, where).items():
+        if not isinstance(meaning, str | int | float) or isinstance(meaning, bool):
+            raise UserError(f"{where}.{name} must be a number or text, not {meaning!r}")
+    return {str(name): str(meaning) for name, meaning in value.items()}
 
 
 def check_whole(found: PaperClaims, where: str) -> None:
@@ -123,6 +135,8 @@ def check_whole(found: PaperClaims, where: str) -> None:
     for name in found.runs:
         if name not in used:
             raise UserError(f"{where}: no claim reads the run `{name}`; remove it or use it")
+    for scale in found.scales():
+        found.at(scale)
 
 
 def unique(names: list[str], where: str) -> None:

@@ -64,6 +64,7 @@ def reproduce(
     """
     claims = load_claims(paper, experiments_root)
     check_scale(claims, scale)
+    claims = claims.at(scale)
     runs = plan(claims, scale, seeds)
     if fresh:
         set_aside(runs)

@@ -108,8 +108,9 @@ def stale_results(root: Path = ROOT) -> list[str]:
     """Results that were judged by other claims than claims.yaml has now, one sentence each."""
     experiments = root / "experiments"
     found = []
-    for claims in (load_claims(paper, experiments) for paper in papers(experiments)):
-        for scale, results in read_results(claims).items():
+    for paper in (load_claims(paper, experiments) for paper in papers(experiments)):
+        for scale, results in read_results(paper).items():
+            claims = paper.at(scale)
             then = {record["id"]: as_judged(record) for record in results["claims"]}
             now = {claim.id: as_claimed(claim, scale, then) for claim in claims.claims}
             changed = [name for name in {**now, **then} if now.get(name) != then.get(name)]
