@@ -111,7 +111,7 @@ class LaCT(FastWeightMixer):
         rates = rearrange(rates, "b t (h matrix) -> matrix b h t", matrix=3)
         mixing = self.config.mixing
         momentum = self.momentum_proj(x).to(wide).sigmoid() if mixing.momentum else None
-        w0, w1, w2 = (repeat(w, "h ... -> b h ...", b=x.shape[0]) for w in self.start_weights)
+        w0, w1, w2 = (repeat(w.to(wide), "h ... -> b h ...", b=len(x)) for w in self.start_weights)
         out, _ = lact(
             q, k, v.to(wide), rates, momentum, (w0, w1, w2), mixing.chunk, muon=mixing.muon
         )

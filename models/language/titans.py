@@ -68,9 +68,9 @@ class NeuralMemory(FastWeightMixer):
         q, k, v = (y.to(wide) for y in (F.normalize(q, dim=-1), F.normalize(k, dim=-1), v))
         rates = rearrange(self.rates_proj(x).to(wide), "b t (three h) -> three b h t", three=3)
         eta, theta, alpha = (rates + self.rates_bias[:, None, :, None]).sigmoid()
-        w1, w2 = (repeat(w, "h ... -> b h ...", b=x.shape[0]) for w in self.start_weights)
+        w1, w2 = (repeat(w.to(wide), "h ... -> b h ...", b=len(x)) for w in self.start_weights)
         state = MemoryState((w1, w2), (torch.zeros_like(w1), torch.zeros_like(w2)))
-        norm = self.model_norm_weight[:, None], self.model_norm_shift[:, None]
+        norm = self.model_norm_weight[:, None].to(wide), self.model_norm_shift[:, None].to(wide)
         out, _ = remember(q, k, v, eta, self.max_lr * theta, alpha, state, norm, self.chunk)
         return out.to(x.dtype)
 

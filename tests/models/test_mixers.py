@@ -53,6 +53,15 @@ def test_altering_a_token_changes_no_earlier_output_and_every_chunk_after(
 
 
 @pytest.mark.parametrize("mixer", FAST)
+def test_weights_in_bfloat16_give_what_rounding_leaves(mixer: Mixer) -> None:
+    model, given = build(mixer), tokens(21)
+    exact = model(given)
+    rough = model.to(torch.bfloat16)(given)
+    assert rough.dtype == torch.bfloat16
+    assert (rough - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize("mixer", FAST)
 def test_a_token_far_behind_the_window_is_remembered(mixer: Mixer) -> None:
     given = tokens(40)
     altered = given.clone()

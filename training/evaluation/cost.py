@@ -6,6 +6,7 @@ evidence of anything: ratios between architectures there say nothing about a GPU
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -28,9 +29,9 @@ def prefill_cost(
         prepare: length -> a call that reads so many tokens and waits for the result.
         state_bytes: length -> bytes that a sequence keeps after so many tokens.
     Returns:
-        Per length `seconds` and `bytes`; `exponent` of the time over all lengths, and
-        `exponent_end` over the last two; `growth`, the bytes' ratio from the first length to the
-        last.
+        Per length `seconds` and `bytes`; `log2_seconds` by length, whose differences are ratios of
+        times; `exponent` of the time over all lengths, and `exponent_end` over the last two;
+        `growth`, the bytes' ratio from the first length to the last.
     """
     seconds = []
     for length in lengths:
@@ -47,6 +48,7 @@ def prefill_cost(
         "lengths": list(lengths),
         "seconds": seconds,
         "bytes": kept,
+        "log2_seconds": {str(n): math.log2(s) for n, s in zip(lengths, seconds, strict=True)},
         "exponent": exponent(lengths, seconds),
         "exponent_end": exponent(lengths[-2:], seconds[-2:]),
         "growth": kept[-1] / kept[0],

@@ -45,7 +45,8 @@ def title(claims: PaperClaims) -> Html:
 def not_run(claims: PaperClaims) -> Html:
     """The claims of a paper that nobody has judged here."""
     command = tag("code", f"afferent reproduce paper={claims.name} scale=cpu")
-    listed = [(claim.statement, page.badge("not run", "none")) for claim in claims.claims]
+    said = claims.at(claims.scales()[0]).claims
+    listed = [(claim.statement, page.badge("not run", "none")) for claim in said]
     return page.section(
         "Claims", tag("p", "No results are recorded. ", command), page.table([], listed)
     )
