@@ -18,9 +18,15 @@ ARMS = {
     "Bayes": ("ttt", "floor"),
 }
 
+TEXT = {
+    "TTT-E2E": ("text", "learning"),
+    "TTT-E2E, not learning": ("text", "static"),
+    "sliding window": ("text_sliding_window", "static"),
+}
+
 
 def figures(results: dict[str, Any], directory: Path) -> None:
-    """Write <scale>_loss_at_<length>.svg per length, and <scale>_cost.svg."""
+    """Write <scale>_loss_at_<length>.svg per length, <scale>_text, _training and _cost.svg."""
     runs, scale = results["runs"], results["scale"]
     lengths = {name.split("/")[0] for seed in runs["ttt"].get("series", []) for name in seed}
     for length in sorted(lengths - {"cost"}, key=int):
@@ -31,6 +37,14 @@ def figures(results: dict[str, Any], directory: Path) -> None:
         ]
         chart = line_chart(lines, "nats per token", f"position in documents of {length} tokens")
         write_atomic(directory / f"{scale}_loss_at_{length}.svg", chart)
+    lines = [
+        line
+        for name, (run, arm) in TEXT.items()
+        for line in curves_of({name: runs.get(run, {})}, f"1024/{arm}", 1024)
+    ]
+    if lines:
+        chart = line_chart(lines, "nats per byte", "position in files of the standard library")
+        write_atomic(directory / f"{scale}_text.svg", chart)
     trained = {"TTT-E2E": "ttt", "full attention": "full_attention"}
     curves = [line for name, run in trained.items() if (line := training(name, run, results))]
     chart = line_chart(curves, "nats per token, last eighth")
