@@ -209,7 +209,8 @@ class Progress:
     def message(self, text: str) -> None:
         """A line that stays."""
         self.close()
-        print(text, file=self.stream, flush=True)
+        self.stream.write(text + "\n")  # at once: threads may share the stream
+        self.stream.flush()
 
     def close(self) -> None:
         if self.tty and self.width:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import Line, line_chart, mean_curve
+from training.evaluation.plots import Line, curve, line_chart, mean_curve
 from training.evaluation.positions import curves_of
 from training.files import write_atomic
 
@@ -45,8 +45,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if lines:
         chart = line_chart(lines, "nats per byte", "position in files of the standard library")
         write_atomic(directory / f"{scale}_text.svg", chart)
-    trained = {"TTT-E2E": "ttt", "full attention": "full_attention"}
-    curves = [line for name, run in trained.items() if (line := training(name, run, results))]
+    curves = training("TTT-E2E", "ttt", results) + training("full", "full_attention", results)
     chart = line_chart(curves, "nats per token, last eighth")
     write_atomic(directory / f"{scale}_training.svg", chart)
     times = {"TTT-E2E": "cost", "full attention": "cost_full_attention"}
@@ -56,16 +55,20 @@ def figures(results: dict[str, Any], directory: Path) -> None:
         write_atomic(directory / f"{scale}_cost.svg", chart)
 
 
-def training(name: str, run: str, results: dict[str, Any]) -> Line | None:
-    """Mean over seeds of the last eighth's loss at each evaluation of the training."""
-    seeds = [
-        {s: y for s, y in zip(seed["step"], seed["eval/last_eighth"], strict=True) if y is not None}
-        for seed in results["curves"].get(run, [])
+def training(name: str, run: str, results: dict[str, Any]) -> list[Line]:
+    """The last eighth's loss at each evaluation of the training, seed by seed: they differ."""
+    return [
+        curve(
+            [
+                {"step": step, "loss": loss}
+                for step, loss in zip(seed["step"], seed["eval/last_eighth"], strict=True)
+                if loss is not None
+            ],
+            "loss",
+            f"{name}, seed {number}",
+        )
+        for number, seed in enumerate(results["curves"].get(run, []), 1)
     ]
-    if not seeds:
-        return None
-    steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
-    return mean_curve(name, steps, [[seed[step] for step in steps] for seed in seeds])
 
 
 def cost(name: str, run: dict[str, Any]) -> Line | None:

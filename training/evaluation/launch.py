@@ -151,12 +151,12 @@ def execute(runs: Sequence[PlannedRun], launch: Launch, jobs: int = 1) -> dict[s
         if run.name in failures or run.results() is not None:
             return
         label = f"[{runs.index(run) + 1}/{len(runs)}] {run.name}, seed {run.config.seed}"
-        print(f"{label}: {run.path}", file=sys.stderr, flush=True)
+        say(f"{label}: {run.path}")
         failure = launch(run, label)
         missing = run.results() is None
         if failure is not None:
             after = "failed" if missing else "failed after its results were recorded"
-            print(f"{label}: {after}: {failure}", file=sys.stderr, flush=True)
+            say(f"{label}: {after}: {failure}")
         if missing:
             failures[run.name] = failure or "it ended without results.json"
 
@@ -175,6 +175,12 @@ def execute(runs: Sequence[PlannedRun], launch: Launch, jobs: int = 1) -> dict[s
             if run.alone:
                 make(run)
     return {run.name: outcome_of(run.name, runs, failures) for run in runs}
+
+
+def say(text: str) -> None:
+    """A line, written at once: `print` would mix those of two threads."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def outcome_of(name: str, runs: Sequence[PlannedRun], failures: Mapping[str, str]) -> RunOutcome:
