@@ -128,8 +128,13 @@ class Subprocesses(Launch):
             self.sent[child] += 1
             child.send_signal(FORWARDED[number])
 
-    def stop(self, number: int = signal.SIGTERM, _: Any = None) -> None:
-        """Ask every process to save and end."""
+    def stop(self) -> None:
+        """Ask every process to save and end, unless that was done."""
+        if not self.received:
+            self.take(signal.SIGTERM)
+
+    def take(self, number: int, _: Any = None) -> None:
+        """Hand a signal on to every process."""
         self.received.append(signal.Signals(number))
         for child in list(self.sent):
             self.hand_on(child)
@@ -140,7 +145,7 @@ class Subprocesses(Launch):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {number: signal.signal(number, self.stop) for number in FORWARDED}
+        previous = {number: signal.signal(number, self.take) for number in FORWARDED}
         try:
             yield
         finally:
