@@ -32,8 +32,8 @@ from models.language.mixers import FastWeightMixer
 class GatedDeltaNet(FastWeightMixer):
     """A mixer with a linear memory per head; without `gated` it never fades."""
 
-    def __init__(self, config: TransformerConfig, gated: bool) -> None:
-        super().__init__(config)
+    def __init__(self, config: TransformerConfig, layer: int, gated: bool) -> None:
+        super().__init__(config, layer)
         d, h = config.d_model, self.heads
         self.gated, self.impl = gated, "auto"
         self.beta_proj = Linear(d, h)
@@ -42,13 +42,17 @@ class GatedDeltaNet(FastWeightMixer):
             self.log_fade = nn.Parameter(torch.empty(h))
             self.fade_bias = nn.Parameter(torch.empty(h))
 
+    def start(self, batch: int) -> None:
+        """Nothing is stored."""
+
     def mix(
         self,
         x: Float[Tensor, "b t d"],
         q: Float[Tensor, "b t h hd"],
         k: Float[Tensor, "b t h hd"],
         v: Float[Tensor, "b t h hd"],
-    ) -> Float[Tensor, "b t h hd"]:
+        state: Float[Tensor, "b h hd hd"] | None,
+    ) -> tuple[Float[Tensor, "b t h hd"], Float[Tensor, "b h hd hd"]]:
         wide = torch.promote_types(x.dtype, torch.float32)
         q, k = (F.normalize(y.to(wide), dim=-1).to(y.dtype) for y in (q, k))
         beta = self.beta_proj(x).sigmoid()  # [b, t, h]
@@ -56,7 +60,7 @@ class GatedDeltaNet(FastWeightMixer):
         if self.gated:
             pace = F.softplus(self.alpha_proj(x).to(wide) + self.fade_bias)
             fade = -self.log_fade.exp() * pace  # [b, t, h], log of alpha
-        return gated_delta_rule(q, k, v, beta, fade, scale=1.0, impl=self.impl)[0]
+        return gated_delta_rule(q, k, v, beta, fade, state=state, scale=1.0, impl=self.impl)
 
     def finish(
         self, x: Float[Tensor, "b t d"], out: Float[Tensor, "b t h hd"]

@@ -23,11 +23,12 @@ width of the fast MLP, c tokens of a chunk.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kernels.attention.op import attention
@@ -49,14 +50,31 @@ FIRST_RATE = 1e-2
 Weights = tuple[Tensor, Tensor, Tensor]  # W0, W1, W2: [b, h, f, hd], [b, h, hd, f], [b, h, f, hd]
 
 
+class LaCTState(NamedTuple):
+    """What a sequence has trained: its weights, their momentum M, and the norms of their rows."""
+
+    weights: Weights
+    momentum: Weights
+    norms: Weights  # [b, h, rows, 1] each
+
+    @classmethod
+    def at(cls, weights: Weights) -> LaCTState:
+        """Where a sequence begins."""
+        w0, w1, w2 = weights
+        n0, n1, n2 = (w.norm(dim=-1, keepdim=True) for w in weights)
+        still = torch.zeros_like(w0), torch.zeros_like(w1), torch.zeros_like(w2)
+        return cls(weights, still, (n0, n1, n2))
+
+
 class LaCT(FastWeightMixer):
     """A mixer of sliding attention and of a fast SwiGLU per head."""
 
     def __init__(self, config: TransformerConfig, layer: int) -> None:
-        super().__init__(config)
+        super().__init__(config, layer)
         d, h, hd = config.d_model, self.heads, self.head_dim
         f = round(config.mixing.expansion * hd)
         self.window, self.impl = config.window, "auto"
+        self.chunk, self.reach = config.mixing.chunk, (config.window or 1) - 1
         self.q_conv = self.k_conv = self.v_conv = nn.Identity()  # attention looks back already
         self.attention_head_dim = config.resolved_head_dim
         self.q_scale, self.q_shift = nn.Parameter(torch.empty(d)), nn.Parameter(torch.empty(d))
@@ -67,20 +85,23 @@ class LaCT(FastWeightMixer):
         self.rate_proj, self.momentum_proj = Linear(d, 3 * h), Linear(d, h)
         self.gate_proj = Linear(d, h)
 
-    def forward(
+    def answer(
         self,
-        x: Float[Tensor, "b t d"],
-        cos: Float[Tensor, "t 1 hd"],
-        sin: Float[Tensor, "t 1 hd"],
-        segments: Int[Tensor, "b t"] | None = None,
-        cache: object | None = None,
-    ) -> Float[Tensor, "b t d"]:
-        self.refuse(segments, cache)
+        x: Float[Tensor, "b r+t d"],
+        state: LaCTState,
+        before: int,
+        cos: Float[Tensor, "r+t 1 hd"],
+        sin: Float[Tensor, "r+t 1 hd"],
+    ) -> tuple[Float[Tensor, "b t d"], LaCTState]:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
-        seen = self.attend(q, k, v, cos, sin)
-        q, k, v = (rearrange(y, "b t (h hd) -> b t h hd", h=self.heads) for y in (q, k, v))
-        out = self.out_norm(self.mix(x, q, k, v)) * F.silu(self.gate_proj(x))[..., None]
-        return self.o_proj(seen + out.flatten(-2))
+        seen = self.attend(q, k, v, cos, sin)[:, before:]
+        q, k, v = (
+            rearrange(y[:, before:], "b t (h hd) -> b t h hd", h=self.heads) for y in (q, k, v)
+        )
+        x = x[:, before:]
+        out, state = self.mix(x, q, k, v, state)
+        out = self.out_norm(out) * F.silu(self.gate_proj(x))[..., None]
+        return self.o_proj(seen + out.flatten(-2)), state
 
     def attend(
         self,
@@ -97,13 +118,20 @@ class LaCT(FastWeightMixer):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return attention(q, k, v, window=self.window, impl=self.impl).flatten(-2)
 
+    def start(self, batch: int) -> LaCTState:
+        """The learned weights, at rest."""
+        weights = [repeat(w, "h ... -> b h ...", b=batch) for w in self.start_weights]
+        w0, w1, w2 = (w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights)
+        return LaCTState.at((w0, w1, w2))
+
     def mix(
         self,
         x: Float[Tensor, "b t d"],
         q: Float[Tensor, "b t h hd"],
         k: Float[Tensor, "b t h hd"],
         v: Float[Tensor, "b t h hd"],
-    ) -> Float[Tensor, "b t h hd"]:
+        state: LaCTState,
+    ) -> tuple[Float[Tensor, "b t h hd"], LaCTState]:
         wide = torch.promote_types(x.dtype, torch.float32)
         q, k = (F.normalize(F.silu(y).to(wide), dim=-1) for y in (q, k))
         shift = math.log(math.expm1(FIRST_RATE))  # softplus of it is FIRST_RATE
@@ -111,21 +139,12 @@ class LaCT(FastWeightMixer):
         rates = rearrange(rates, "b t (h matrix) -> matrix b h t", matrix=3)
         mixing = self.config.mixing
         momentum = self.momentum_proj(x).to(wide).sigmoid() if mixing.momentum else None
-        w0, w1, w2 = (repeat(w.to(wide), "h ... -> b h ...", b=len(x)) for w in self.start_weights)
-        out, _ = lact(
-            q, k, v.to(wide), rates, momentum, (w0, w1, w2), mixing.chunk, muon=mixing.muon
-        )
-        return out.to(x.dtype)
-
-    def state_bytes(self, length: int, itemsize: int) -> int:
-        """Fast weights, and the window of keys and values that attention and the chunk need."""
-        window = 2 * min(length, self.window or length) * self.config.d_model * itemsize
-        return 4 * self.state_values() + window
+        out, state = lact(q, k, v.to(wide), rates, momentum, state, mixing.chunk, muon=mixing.muon)
+        return out.to(x.dtype), state
 
     def state_values(self) -> int:
-        """The matrices, and their momentum."""
-        copies = 2 if self.config.mixing.momentum else 1
-        return copies * sum(weight.numel() for weight in self.start_weights)
+        """The matrices, their momentum, and the norms of their rows."""
+        return sum(2 * weight.numel() + weight[..., 0].numel() for weight in self.start_weights)
 
     def init_own(self, generator: torch.Generator | None) -> set[str]:
         """Fast weights: normal, std 1 / sqrt(columns); attention begins with keys as they are."""
@@ -145,32 +164,33 @@ def lact(
     v: Float[Tensor, "b t h hd"],
     rates: Float[Tensor, "3 b h t"],
     momentum: Float[Tensor, "b t h"] | None,
-    weights: Weights,
+    state: LaCTState,
     chunk: int,
     *,
     muon: bool = True,
-) -> tuple[Float[Tensor, "b t h hd"], Weights]:
+) -> tuple[Float[Tensor, "b t h hd"], LaCTState]:
     """Read each chunk with the weights before it, then learn from it.
 
     Args:
         q, k: of unit length.
         rates: learning rate of each token, for each matrix.
         momentum: in (0, 1), averaged over a chunk; None keeps none.
-        weights: W0, W1, W2 where the sequence begins; rows keep their norms.
+        state: where the sequence begins; rows keep the norms of it.
         muon: orthogonalise the update.
     Returns:
-        f(q) under the weights of the chunk's beginning, and the weights after the last chunk.
+        f(q) under the weights of the chunk's beginning, and the state after the last chunk.
     """
     queries, keys, values = (y.transpose(1, 2) for y in (q, k, v))  # [b, h, t, hd]
-    norms = [w.norm(dim=-1, keepdim=True) for w in weights]
-    moving, out = [torch.zeros_like(w) for w in weights], []
+    weights, moving, norms = state
+    out = []
     for begin in range(0, q.shape[1], chunk):
         here = slice(begin, begin + chunk)
         out.append(swiglu(queries[:, :, here], weights))
         ascent = gradients(keys[:, :, here], values[:, :, here], rates[..., here], weights)
         if momentum is not None:
             kept = momentum[:, here].mean(dim=1)[..., None, None]  # [b, h, 1, 1]
-            ascent = moving = [g + kept * m for g, m in zip(ascent, moving, strict=True)]
+            m0, m1, m2 = (g + kept * m for g, m in zip(ascent, moving, strict=True))
+            ascent = moving = m0, m1, m2
         stepped = [
             w + (orthogonalised(g) if muon else g) for w, g in zip(weights, ascent, strict=True)
         ]
@@ -179,7 +199,7 @@ def lact(
             for w, norm in zip(stepped, norms, strict=True)
         )
         weights = w0, w1, w2
-    return torch.cat(out, dim=2).transpose(1, 2), weights
+    return torch.cat(out, dim=2).transpose(1, 2), LaCTState(weights, moving, norms)
 
 
 def swiglu(x: Float[Tensor, "b h t hd"], weights: Weights) -> Float[Tensor, "b h t hd"]:

@@ -9,7 +9,7 @@ Dimensions: b batch, t tokens, d residual width, h heads of fast weights, hd the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.language.config import Mixer, TransformerConfig
-from models.language.layers import Linear, RMSNorm
+from models.language.layers import Linear, RMSNorm, rotary
 
 if TYPE_CHECKING:
     from models.language.inference.cache import KVCache
@@ -34,29 +34,47 @@ def build_mixer(config: TransformerConfig, layer: int) -> nn.Module:
     if mixer in (Mixer.ttt_linear, Mixer.ttt_mlp):
         from models.language.ttt_layers import TTTLayer
 
-        return TTTLayer(config, mlp=mixer == Mixer.ttt_mlp)
+        return TTTLayer(config, layer, mlp=mixer == Mixer.ttt_mlp)
     if mixer in (Mixer.delta, Mixer.gated_delta):
         from models.language.gated_delta import GatedDeltaNet
 
-        return GatedDeltaNet(config, gated=mixer == Mixer.gated_delta)
+        return GatedDeltaNet(config, layer, gated=mixer == Mixer.gated_delta)
     if mixer == Mixer.lact:
         from models.language.lact import LaCT
 
         return LaCT(config, layer)
     from models.language.titans import NeuralMemory
 
-    return NeuralMemory(config)
+    return NeuralMemory(config, layer)
+
+
+class Past(NamedTuple):
+    """What a layer with fast weights keeps of the tokens before a call."""
+
+    state: Any
+    "Fast weights after the last whole chunk."
+    recent: Float[Tensor, "b r d"]
+    "The layer's last inputs: those since then, and before them those that the layer looks back to."
+    pending: int
+    "How many of them the fast weights have not learned from."
 
 
 class FastWeightMixer(nn.Module):
     """Projections, convolution, norm and output around a layer with fast weights.
 
-    A subclass computes `mix(x, q, k, v)` and draws what else it has in `init_weights`.
+    A subclass computes `mix`, says what `start` is, and draws what else it has in `init_own`.
+
+    Attributes:
+        chunk: tokens between which one call may end and the next begin; within, they are read anew.
+        reach: tokens before the current one that anything but the fast weights looks at.
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    chunk = 1
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
         d = config.d_model
+        self.layer, self.reach = layer, max(config.mixing.conv - 1, 0)
         self.config, self.heads = config, config.resolved_mixing_heads
         self.head_dim = d // self.heads
         self.q_proj, self.k_proj, self.v_proj = Linear(d, d), Linear(d, d), Linear(d, d)
@@ -75,25 +93,68 @@ class FastWeightMixer(nn.Module):
         segments: Int[Tensor, "b t"] | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "b t d"]:
-        self.refuse(segments, cache)
+        if segments is not None:
+            raise ValueError(
+                f"{type(self).__name__} reads a sequence from its beginning to its end and cannot "
+                "take data.document_mask: use attention in model.mixing.pattern"
+            )
+        if cache is None:
+            return self.answer(x, self.start(len(x)), 0, cos, sin)[0]
+        return self.go_on(x, cache)
+
+    def answer(
+        self,
+        x: Float[Tensor, "b r+t d"],
+        state: Any,
+        before: int,
+        cos: Float[Tensor, "r+t 1 hd"],
+        sin: Float[Tensor, "r+t 1 hd"],
+    ) -> tuple[Float[Tensor, "b t d"], Any]:
+        """What is added to the stream, and the fast weights after the last token.
+
+        Args:
+            x: `before` inputs that are only looked back to, and those to learn from and to answer.
+            state: fast weights before the first of those.
+        """
         q, k, v = (
-            rearrange(conv(proj(x)), "b t (h hd) -> b t h hd", h=self.heads)
+            rearrange(conv(proj(x))[:, before:], "b t (h hd) -> b t h hd", h=self.heads)
             for proj, conv in (
                 (self.q_proj, self.q_conv),
                 (self.k_proj, self.k_conv),
                 (self.v_proj, self.v_conv),
             )
         )
-        return self.o_proj(self.finish(x, self.mix(x, q, k, v)).flatten(-2))
+        x = x[:, before:]
+        out, state = self.mix(x, q, k, v, state)
+        return self.o_proj(self.finish(x, out).flatten(-2)), state
 
-    def refuse(self, segments: object, cache: object) -> None:
-        """Fast weights know neither documents within a sequence nor how to go on from a cache."""
-        if segments is not None or cache is not None:
-            given = "data.document_mask" if segments is not None else "a KV cache"
-            raise ValueError(
-                f"{type(self).__name__} reads a sequence from its beginning to its end and cannot "
-                f"take {given}: use attention in model.mixing.pattern"
-            )
+    def go_on(self, x: Float[Tensor, "b t d"], cache: KVCache) -> Float[Tensor, "b t d"]:
+        """The tokens after those that the cache has seen; what they leave is put there.
+
+        Fast weights are kept as they are after a whole chunk. The tokens since then are read again
+        with every call, so that any cut of a sequence into calls gives what one call gives.
+        """
+        t = x.shape[1]
+        past = cache.past[self.layer] or Past(self.start(len(x)), x[:, :0], 0)
+        x = torch.cat([past.recent, x], dim=1)
+        cos, sin = rotary(self.config, cache.length - x.shape[1], x.shape[1], x.device)
+        outputs, state, begin = [], past.state, past.recent.shape[1] - past.pending
+        whole = (x.shape[1] - begin) // self.chunk * self.chunk
+        for end in (begin + whole, x.shape[1]):
+            if end > begin:
+                first = max(0, begin - self.reach)
+                part = x[:, first:end], state, begin - first, cos[first:end], sin[first:end]
+                out, after = self.answer(*part)
+                outputs.append(out)
+                state = after if (end - begin) % self.chunk == 0 else state
+            begin = end
+        pending = (past.pending + t) % self.chunk
+        cache.past[self.layer] = Past(state, x[:, -(self.reach + pending) or x.shape[1] :], pending)
+        return torch.cat(outputs, dim=1)[:, -t:]
+
+    def start(self, batch: int) -> Any:
+        """Fast weights of sequences before their first token."""
+        raise NotImplementedError
 
     def mix(
         self,
@@ -101,14 +162,15 @@ class FastWeightMixer(nn.Module):
         q: Float[Tensor, "b t h hd"],
         k: Float[Tensor, "b t h hd"],
         v: Float[Tensor, "b t h hd"],
-    ) -> Float[Tensor, "b t h hd"]:
-        """What the fast weights answer."""
+        state: Any,
+    ) -> tuple[Float[Tensor, "b t h hd"], Any]:
+        """What the fast weights answer, and what they are after the last token."""
         raise NotImplementedError
 
     def state_bytes(self, length: int, itemsize: int) -> int:
-        """Bytes of a sequence's fast weights, float32, and of what the convolutions still need."""
-        conv = 3 * max(self.config.mixing.conv - 1, 0) * self.config.d_model * itemsize
-        return 4 * self.state_values() + conv
+        """Bytes of a `Past`: fast weights in float32, and the most inputs that it can hold."""
+        recent = min(length, self.reach + self.chunk - 1)
+        return 4 * self.state_values() + recent * self.config.d_model * itemsize
 
     def state_values(self) -> int:
         """Numbers in the state of a sequence."""

@@ -46,8 +46,8 @@ class MemoryState(NamedTuple):
 class NeuralMemory(FastWeightMixer):
     """A mixer that stores the sequence in an MLP per head."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__(config, layer)
         h, hd = self.heads, self.head_dim
         f = round(config.mixing.expansion * hd)
         self.max_lr, self.chunk = config.mixing.max_lr, config.mixing.chunk
@@ -57,27 +57,33 @@ class NeuralMemory(FastWeightMixer):
         self.rates_proj = Linear(config.d_model, 3 * h)  # eta, theta, alpha
         self.rates_bias = nn.Parameter(torch.empty(3, h))
 
+    def start(self, batch: int) -> MemoryState:
+        """The learned memories, at rest."""
+        weights = [repeat(w, "h ... -> b h ...", b=batch) for w in self.start_weights]
+        wide = [w.to(torch.promote_types(w.dtype, torch.float32)) for w in weights]
+        return MemoryState(
+            (wide[0], wide[1]), (torch.zeros_like(wide[0]), torch.zeros_like(wide[1]))
+        )
+
     def mix(
         self,
         x: Float[Tensor, "b t d"],
         q: Float[Tensor, "b t h hd"],
         k: Float[Tensor, "b t h hd"],
         v: Float[Tensor, "b t h hd"],
-    ) -> Float[Tensor, "b t h hd"]:
+        state: MemoryState,
+    ) -> tuple[Float[Tensor, "b t h hd"], MemoryState]:
         wide = torch.promote_types(x.dtype, torch.float32)
         q, k, v = (y.to(wide) for y in (F.normalize(q, dim=-1), F.normalize(k, dim=-1), v))
         rates = rearrange(self.rates_proj(x).to(wide), "b t (three h) -> three b h t", three=3)
         eta, theta, alpha = (rates + self.rates_bias[:, None, :, None]).sigmoid()
-        w1, w2 = (repeat(w.to(wide), "h ... -> b h ...", b=len(x)) for w in self.start_weights)
-        state = MemoryState((w1, w2), (torch.zeros_like(w1), torch.zeros_like(w2)))
         norm = self.model_norm_weight[:, None].to(wide), self.model_norm_shift[:, None].to(wide)
-        out, _ = remember(q, k, v, eta, self.max_lr * theta, alpha, state, norm, self.chunk)
-        return out.to(x.dtype)
+        out, state = remember(q, k, v, eta, self.max_lr * theta, alpha, state, norm, self.chunk)
+        return out.to(x.dtype), state
 
     def state_values(self) -> int:
-        """The memories, their momentum, and the current chunk: it is read before it is stored."""
-        chunk = 2 * self.chunk * self.config.d_model
-        return 2 * sum(weight.numel() for weight in self.start_weights) + chunk
+        """The memories and their momentum."""
+        return 2 * sum(weight.numel() for weight in self.start_weights)
 
     def init_own(self, generator: torch.Generator | None) -> set[str]:
         """Memories: normal, std 1 / sqrt(columns); forgetting begins at 0.25 % a token."""

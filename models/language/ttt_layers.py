@@ -22,6 +22,7 @@ Dimensions: b batch, t tokens, d residual width, h heads, hd their width, f hidd
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -38,8 +39,8 @@ from models.language.mixers import FastWeightMixer
 class TTTLayer(FastWeightMixer):
     """A mixer that trains a linear model, or an MLP, per head."""
 
-    def __init__(self, config: TransformerConfig, mlp: bool) -> None:
-        super().__init__(config)
+    def __init__(self, config: TransformerConfig, layer: int, mlp: bool) -> None:
+        super().__init__(config, layer)
         h, hd, chunk = self.heads, self.head_dim, config.mixing.chunk
         self.chunk, self.mlp, self.impl = chunk, mlp, "auto"
         self.base_lr = config.mixing.base_lr / hd
@@ -55,36 +56,41 @@ class TTTLayer(FastWeightMixer):
         self.position_delta = nn.Parameter(torch.empty(chunk))
         self.rotary_config = dataclasses.replace(config, head_dim=hd)
 
+    def start(self, batch: int) -> list[Tensor]:
+        """The learned models, weights and biases of each of their layers in turn."""
+        return [
+            repeat(parameter, "h ... -> b h ...", b=batch)
+            for pair in zip(self.start_weights, self.start_biases, strict=True)
+            for parameter in pair
+        ]
+
     def mix(
         self,
         x: Float[Tensor, "b t d"],
         q: Float[Tensor, "b t h hd"],
         k: Float[Tensor, "b t h hd"],
         v: Float[Tensor, "b t h hd"],
-    ) -> Float[Tensor, "b t h hd"]:
-        b, t = x.shape[:2]
+        state: Sequence[Tensor],
+    ) -> tuple[Float[Tensor, "b t h hd"], Sequence[Tensor]]:
         cos, sin = rotary(self.rotary_config, 0, self.chunk, x.device)
-        place = torch.arange(t, device=x.device) % self.chunk  # positions begin anew in each chunk
+        # Positions begin anew in each chunk.
+        place = torch.arange(x.shape[1], device=x.device) % self.chunk
         cos, sin = cos[place].to(q.dtype), sin[place].to(q.dtype)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         rate = self.base_lr * torch.sigmoid(self.rate_proj(x) + self.rate_bias)  # [b, t, h]
         places = torch.arange(1, self.chunk + 1, device=x.device)
         position = (1 / places + self.position_delta).clamp(min=0)
-        state = [
-            repeat(parameter, "h ... -> b h ...", b=b)
-            for pair in zip(self.start_weights, self.start_biases, strict=True)
-            for parameter in pair
-        ]
         norm = self.model_norm_weight, self.model_norm_shift
         if self.mlp:
             w1, b1, w2, b2 = state
-            return ttt_mlp(q, k, v, rate, position, (w1, b1, w2, b2), *norm)[0]
+            return ttt_mlp(q, k, v, rate, position, (w1, b1, w2, b2), *norm)
         weight, bias = state
-        return ttt_linear(q, k, v, rate, position, weight, bias, *norm, impl=self.impl)[0]
+        out, *after = ttt_linear(q, k, v, rate, position, weight, bias, *norm, impl=self.impl)
+        return out, after
 
     def state_values(self) -> int:
-        """The models, and the gradients of the current mini-batch."""
-        return 2 * sum(p.numel() for p in (*self.start_weights, *self.start_biases))
+        """The models."""
+        return sum(p.numel() for p in (*self.start_weights, *self.start_biases))
 
     def init_own(self, generator: torch.Generator | None) -> set[str]:
         """Models: normal with std 0.02, as in the paper; everything that shifts: zero."""

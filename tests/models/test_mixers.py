@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from models.language.config import Mixer, MixingConfig, TransformerConfig
-from models.language.lact import gradients, lact, orthogonalised, swiglu
+from models.language.inference.cache import KVCache
+from models.language.inference.generation import generate
+from models.language.lact import LaCTState, gradients, lact, orthogonalised, swiglu
 from models.language.titans import MemoryState, chunk_weights, remember
 from models.language.transformer import Transformer, num_parameters
 
@@ -130,10 +134,53 @@ def test_patterns_that_cannot_be_are_refused(changes: dict, said: str) -> None:
         )
 
 
-def test_fast_weights_refuse_documents_and_caches() -> None:
+def test_fast_weights_refuse_documents() -> None:
     model, given = build(Mixer.delta), tokens(6)
     with pytest.raises(ValueError, match=r"cannot take data\.document_mask"):
         model(given, segments=torch.zeros_like(given))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", FAST)
+def test_a_sequence_cut_into_calls_anywhere_is_the_sequence(mixer: Mixer) -> None:
+    model, given = build(mixer), tokens(40)
+    whole = model(given)
+    cuts = sorted({0, 40, *torch.randint(1, 40, (8,)).tolist()})
+    cache = KVCache(model.config, batch=2, max_len=40)
+    parts = [model(given[:, a:b], cache=cache) for a, b in pairwise(cuts)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-9)
+    once = KVCache(model.config, batch=2, max_len=40)
+    torch.testing.assert_close(model(given, cache=once), whole, rtol=0, atol=1e-9)
+    for past, same in zip(cache.past, once.past, strict=True):
+        assert past is not None and same is not None and past.pending == same.pending
+        torch.testing.assert_close(leaves(past.state), leaves(same.state), rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixer", FAST)
+def test_what_a_cache_keeps_does_not_grow_and_is_what_is_said(mixer: Mixer) -> None:
+    model, sizes = build(mixer).float(), []
+    cache = KVCache(model.config, batch=1, max_len=64)
+    for _ in range(64):
+        model(tokens(1, b=1), cache=cache)
+        sizes.append(sum(x.numel() for past in cache.past for x in leaves(past)))
+    assert 4 * max(sizes[:32]) == 4 * max(sizes[32:]) == model.state_bytes(64)
+
+
+@pytest.mark.parametrize("pattern", [[mixer] for mixer in FAST] + [[Mixer.sliding, Mixer.delta]])
+def test_writing_goes_on_from_what_was_read(pattern: list[Mixer]) -> None:
+    model, given = build(*pattern).float(), tokens(11)
+    written = given
+    for _ in range(9):
+        written = torch.cat([written, model(written)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(generate(model, given, 9, temperature=0), written)
+
+
+def leaves(tree: object) -> list[torch.Tensor]:
+    """Tensors of nested tuples and lists."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    return [x for item in tree for x in leaves(item)] if isinstance(tree, tuple | list) else []
 
 
 # LaCT
@@ -161,7 +208,7 @@ def test_lact_gradients_are_those_of_autograd() -> None:
 @pytest.mark.parametrize("muon", [True, False])
 def test_lact_keeps_the_norm_of_every_row_and_reads_before_it_learns(muon: bool) -> None:
     q, k, v, rates, momentum, weights = lact_inputs()
-    out, after = lact(q, k, v, rates, momentum, weights, 4, muon=muon)
+    out, (after, *_) = lact(q, k, v, rates, momentum, LaCTState.at(weights), 4, muon=muon)
     for w, begun in zip(after, weights, strict=True):
         torch.testing.assert_close(w.norm(dim=-1), begun.norm(dim=-1), rtol=1e-4, atol=1e-4)
         assert not torch.allclose(w, begun, atol=1e-2)
@@ -172,11 +219,13 @@ def test_lact_keeps_the_norm_of_every_row_and_reads_before_it_learns(muon: bool)
 
 def test_with_muon_only_the_ratios_of_the_rates_matter() -> None:
     q, k, v, rates, momentum, weights = lact_inputs()
-    once, _ = lact(q, k, v, rates, momentum, weights, 4)
-    scaled, _ = lact(q, k, v, 7 * rates, momentum, weights, 4)
+    once, _ = lact(q, k, v, rates, momentum, LaCTState.at(weights), 4)
+    scaled, _ = lact(q, k, v, 7 * rates, momentum, LaCTState.at(weights), 4)
     torch.testing.assert_close(once, scaled, rtol=1e-5, atol=1e-6)
-    plain, _ = lact(q, k, v, 7 * rates, momentum, weights, 4, muon=False)
-    assert not torch.allclose(plain, lact(q, k, v, rates, momentum, weights, 4, muon=False)[0])
+    plain, _ = lact(q, k, v, 7 * rates, momentum, LaCTState.at(weights), 4, muon=False)
+    assert not torch.allclose(
+        plain, lact(q, k, v, rates, momentum, LaCTState.at(weights), 4, muon=False)[0]
+    )
 
 
 @pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7)])

@@ -1,7 +1,8 @@
-"""The decoder's KV cache: pages of every layer, and which of them hold which row of the batch.
+"""The decoder's cache: what every layer keeps of the tokens that it has read.
 
-Every row has its own pages, in order, from the start; `kernels.append_kv` writes to them and
-`kernels.extend_paged` reads them. A sliding window masks old entries rather than dropping them.
+Attention keeps pages of keys and values, a layer with fast weights its `Past`. Every row has its
+own pages, in order, from the start; `kernels.append_kv` writes to them and `kernels.extend_paged`
+reads them. A sliding window masks old entries rather than dropping them.
 
 Dimensions: b sequences, t tokens of this call, h query heads, kv key/value heads, hd head width.
 """
@@ -17,11 +18,12 @@ from torch import Tensor
 from kernels.kv_cache.append.op import append_kv
 from kernels.kv_cache.attention.op import extend_paged
 from kernels.kv_cache.layout import BlockTable, PagedKV, QuantSpec
-from models.language.config import TransformerConfig
+from models.language.config import Mixer, TransformerConfig
+from models.language.mixers import Past
 
 
 class KVCache:
-    """Keys, values and tokens of everything read so far; filled by `Transformer` under no_grad.
+    """Keys, values, fast weights and tokens of what was read; `Transformer` fills it under no_grad.
 
     Args:
         config: of the model it serves.
@@ -44,8 +46,10 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         each = -(-max_len // page)  # pages of a sequence
-        self.layers = [
-            PagedKV.create(
+        self.layers: list[PagedKV | None] = [
+            None
+            if mixer not in (Mixer.full, Mixer.sliding)
+            else PagedKV.create(
                 max(1, batch * each),
                 page,
                 config.resolved_kv_heads,
@@ -55,12 +59,15 @@ class KVCache:
                 slots=batch,
                 device=device,
             )
-            for _ in range(config.num_layers)
+            for mixer in config.mixers
         ]
+        self.past: list[Past | None] = [None] * config.num_layers
+        self._paged = next((layer for layer in self.layers if layer is not None), None)
         self.tokens = torch.empty(batch, max_len, device=device, dtype=torch.int64)
         self.length = 0
         self._pages = torch.arange(batch * each).reshape(batch, each)
-        self._slots = torch.arange(batch) if self.layers[0].tail is not None else None
+        tailed = self._paged is not None and self._paged.tail is not None
+        self._slots = torch.arange(batch) if tailed else None
 
     def extend(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b s"]:
         """Make room for new tokens; returns all of them, old and new."""
@@ -73,8 +80,10 @@ class KVCache:
             )
         self.tokens[:, self.length : end] = tokens
         self.length = end
+        if self._paged is None:
+            return self.tokens[:, :end]
         lengths = torch.full((b,), end)
-        self._table = BlockTable.create(self._pages, lengths, self.layers[0], self._slots)
+        self._table = BlockTable.create(self._pages, lengths, self._paged, self._slots)
         device = self.tokens.device
         self._bounds = torch.arange(0, b * t + 1, t, dtype=torch.int32, device=device)
         self._rows = torch.arange(t, dtype=torch.int32, device=device).repeat(b)
@@ -101,7 +110,7 @@ class KVCache:
             window: tokens a query sees, itself included.
         """
         b, t = q.shape[:2]
-        pages = self.layers[layer]
+        pages = cast(PagedKV, self.layers[layer])
         q, k, v = (x.flatten(0, 1).to(pages.dtype) for x in (q, k, v))  # [b t, heads, hd]
         turned = cast(Tensor, append_kv(
             pages, self._table, k, v, q=q, cu_seqlens=self._bounds, rope=rope,
