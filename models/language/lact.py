@@ -23,6 +23,7 @@ width of the fast MLP, c tokens of a chunk.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -191,9 +192,8 @@ def lact(
             kept = momentum[:, here].mean(dim=1)[..., None, None]  # [b, h, 1, 1]
             m0, m1, m2 = (g + kept * m for g, m in zip(ascent, moving, strict=True))
             ascent = moving = m0, m1, m2
-        stepped = [
-            w + (orthogonalised(g) if muon else g) for w, g in zip(weights, ascent, strict=True)
-        ]
+        steps = orthogonal_steps(ascent) if muon else ascent
+        stepped = [w + step for w, step in zip(weights, steps, strict=True)]
         w0, w1, w2 = (
             w / (w.norm(dim=-1, keepdim=True) + 1e-5) * norm
             for w, norm in zip(stepped, norms, strict=True)
@@ -228,7 +228,14 @@ def gradients(
     ]
 
 
-def orthogonalised(m: Float[Tensor, "b h rows columns"]) -> Float[Tensor, "b h rows columns"]:
+def orthogonal_steps(ascent: Sequence[Tensor]) -> list[Tensor]:
+    """The three directions orthogonalised, in one go: they have one shape but for a transpose."""
+    g0, g1, g2 = ascent
+    s0, s1, s2 = orthogonalised(torch.stack([g0.mT, g1, g2.mT]))
+    return [s0.mT, s1, s2.mT]
+
+
+def orthogonalised(m: Float[Tensor, "... rows columns"]) -> Float[Tensor, "... rows columns"]:
     """About U V^T of m = U S V^T, by five steps of an odd polynomial; 0 of 0."""
     tall = m.shape[-2] > m.shape[-1]
     x = m.mT if tall else m
