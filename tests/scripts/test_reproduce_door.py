@@ -330,9 +330,12 @@ def test_a_run_that_two_names_share_is_made_once(experiments: Path) -> None:
 
 
 def test_an_interrupt_reaches_every_process_and_no_more_begin(
-    experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiments: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    runs = alone_last(experiments)
+    runs = alone_last(experiments, seeds=3)
     child(
         tmp_path,
         monkeypatch,
@@ -355,13 +358,17 @@ sys.exit(130)
     with pytest.raises(RunStopped) as stopped:
         execute(runs, Subprocesses(2), jobs=2)
     assert stopped.value.code == 130
-    at_work = [run for run in runs if run.name == "main"]
+    at_work, waiting = runs[:1] + runs[2:3], [runs[1], *runs[3:]]
+    assert [run.name for run in at_work] == ["main", "main"]
     assert [(run.path / "reproduce.log").read_text() for run in at_work] == ["1\n", "1\n"]
-    assert not any((run.path / "reproduce.log").exists() for run in runs if run.alone)
+    said = capfd.readouterr().err
+    assert len(waiting) == 2 and not any(str(run.path) in said for run in waiting)
+    assert not any(run.path.exists() for run in waiting)
 
 
-def alone_last(experiments: Path) -> list[PlannedRun]:
-    """Two seeds of `main`, and `wide`, beside which nothing may run."""
+def alone_last(experiments: Path, seeds: int = 2) -> list[PlannedRun]:
+    """Seeds of `main`, and `wide`, beside which nothing may run."""
     file = experiments / "fake" / "claims.yaml"
-    file.write_text(CLAIMS.replace("seeds: 1,", "seeds: 1, alone: true,").replace("THRESHOLD", "2"))
+    text = CLAIMS.replace("seeds: 1,", "seeds: 1, alone: true,").replace("THRESHOLD", "2")
+    file.write_text(text.replace("seeds: 2", f"seeds: {seeds}"))
     return plan(load_claims("fake", experiments), "cpu")

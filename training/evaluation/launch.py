@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -146,13 +147,18 @@ def execute(runs: Sequence[PlannedRun], launch: Launch, jobs: int = 1) -> dict[s
     Raises RunStopped when interrupted; what was reached is saved.
     """
     failures: dict[str, str] = {}  # name of a run -> why
+    stopping = threading.Event()
 
     def make(run: PlannedRun) -> None:
-        if run.name in failures or run.results() is not None:
+        if stopping.is_set() or run.name in failures or run.results() is not None:
             return
         label = f"[{runs.index(run) + 1}/{len(runs)}] {run.name}, seed {run.config.seed}"
         say(f"{label}: {run.path}")
-        failure = launch(run, label)
+        try:
+            failure = launch(run, label)
+        except BaseException:
+            stopping.set()  # before this thread takes up the next run
+            raise
         missing = run.results() is None
         if failure is not None:
             after = "failed" if missing else "failed after its results were recorded"
