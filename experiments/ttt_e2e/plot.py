@@ -37,18 +37,24 @@ def figures(results: dict[str, Any], directory: Path) -> None:
         ]
         chart = line_chart(lines, "nats per token", f"position in documents of {length} tokens")
         write_atomic(directory / f"{scale}_loss_at_{length}.svg", chart)
-    lines = [
-        line
-        for name, (run, arm) in TEXT.items()
-        for line in curves_of({name: runs.get(run, {})}, f"1024/{arm}", 1024)
-    ]
-    if lines:
+    seeds = runs.get("text", {}).get("series", [])
+    if seeds:
+        length = min(int(name.partition("/")[0]) for seed in seeds for name in seed)
+        lines = [
+            line
+            for name, (run, arm) in TEXT.items()
+            for line in curves_of({name: runs.get(run, {})}, f"{length}/{arm}", length)
+        ]
         chart = line_chart(lines, "nats per byte", "position in files of the standard library")
         write_atomic(directory / f"{scale}_text.svg", chart)
     curves = training("TTT-E2E", "ttt", results) + training("full", "full_attention", results)
     chart = line_chart(curves, "nats per token, last eighth")
     write_atomic(directory / f"{scale}_training.svg", chart)
-    times = {"TTT-E2E": "cost", "full attention": "cost_full_attention"}
+    times = {
+        "TTT-E2E": "cost",
+        "full attention": "cost_full_attention",
+        "full attention, SDPA": "cost_sdpa",
+    }
     curves = [line for name, run in times.items() if (line := cost(name, runs.get(run, {})))]
     if curves:
         chart = line_chart(curves, "seconds to read the context", "tokens", log_x=True)

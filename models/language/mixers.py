@@ -149,7 +149,8 @@ class FastWeightMixer(nn.Module):
                 state = after if (end - begin) % self.chunk == 0 else state
             begin = end
         pending = (past.pending + t) % self.chunk
-        cache.past[self.layer] = Past(state, x[:, -(self.reach + pending) or x.shape[1] :], pending)
+        recent = x[:, max(0, x.shape[1] - self.reach - pending) :]
+        cache.past[self.layer] = Past(state, recent, pending)
         return torch.cat(outputs, dim=1)[:, -t:]
 
     def start(self, batch: int) -> Any:
