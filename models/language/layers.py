@@ -14,7 +14,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.language.config import TransformerConfig
@@ -46,17 +46,23 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        weight = self.weight.to(wide)
-        return F.rms_norm(x.to(wide), weight.shape, weight, self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+
+def rms_norm(
+    x: Float[Tensor, "*batch dim"], weight: Float[Tensor, " dim"], eps: float
+) -> Float[Tensor, "*batch dim"]:
+    """x / rms(x) * weight over the last dimension, in float32 or wider; dtype of x out."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(wide), weight.shape, weight.to(wide), eps).to(x.dtype)
 
 
 def rotary(
-    config: TransformerConfig, start: int, length: int, device: torch.device
+    config: TransformerConfig, positions: Int[Tensor, " t"]
 ) -> tuple[Float[Tensor, "t 1 hd"], Float[Tensor, "t 1 hd"]]:
-    """Cosines and signed sines of positions start .. start + length - 1, float32, for `rotate`."""
+    """Cosines and signed sines of the rotation at some positions, float32, for `rotate`."""
     hd = config.resolved_head_dim
-    exponent = torch.arange(0, hd, 2, device=device).float() / hd
+    exponent = torch.arange(0, hd, 2, device=positions.device).float() / hd
     frequency = 1.0 / config.rope_theta**exponent  # [hd/2], radians per token
     if (scaling := config.rope_scaling) is not None:
         # How many times a wave turns within the original context decides: few turns, stretch it.
@@ -64,8 +70,7 @@ def rotary(
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
         frequency = keep * frequency + (1 - keep) * frequency / scaling.factor
-    position = torch.arange(start, start + length, device=device).float()
-    angle = torch.outer(position, frequency)[:, None]  # [t, 1, hd/2]
+    angle = torch.outer(positions.float(), frequency)[:, None]  # [t, 1, hd/2]
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)  # [t, 1, hd]
 

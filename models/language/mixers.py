@@ -137,7 +137,8 @@ class FastWeightMixer(nn.Module):
         t = x.shape[1]
         past = cache.past[self.layer] or Past(self.start(len(x)), x[:, :0], 0)
         x = torch.cat([past.recent, x], dim=1)
-        cos, sin = rotary(self.config, cache.length - x.shape[1], x.shape[1], x.device)
+        seen = torch.arange(cache.position - x.shape[1], cache.position, device=x.device)
+        cos, sin = rotary(self.config, seen)
         outputs, state, begin = [], past.state, past.recent.shape[1] - past.pending
         whole = (x.shape[1] - begin) // self.chunk * self.chunk
         for end in (begin + whole, x.shape[1]):

@@ -20,7 +20,7 @@ h query heads, kv key/value heads, hd head width, f SwiGLU width, vocab token id
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +30,13 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.attention.op import attention
 from models.language.config import TransformerConfig
+from models.language.inference.cache import KVCache
 from models.language.layers import Embedding, Linear, RMSNorm, rotary, rotate
 from models.language.mixers import FastWeightMixer, build_mixer
+from models.language.prefix import Prefix, Reading
 
-if TYPE_CHECKING:
-    from models.language.inference.cache import KVCache
+Cache = KVCache | Prefix | Reading
+
 
 
 class Attention(nn.Module):
@@ -58,7 +60,7 @@ class Attention(nn.Module):
         cos: Float[Tensor, "t 1 hd"],
         sin: Float[Tensor, "t 1 hd"],
         segments: Int[Tensor, "b t"] | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "b t d"]:
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [b, t, h, hd]
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [b, t, kv, hd]
@@ -115,7 +117,7 @@ class Block(nn.Module):
         cos: Float[Tensor, "t 1 hd"],
         sin: Float[Tensor, "t 1 hd"],
         segments: Int[Tensor, "b t"] | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Float[Tensor, "b t d"]:
         x = x + self.attention(self.attention_norm(x), cos, sin, segments, cache)
         return x + self.mlp(self.mlp_norm(x))
@@ -179,43 +181,60 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "b t"],
         *,
         segments: Int[Tensor, "b t"] | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
+        positions: Int[Tensor, " t"] | None = None,
     ) -> Float[Tensor, "b t vocab"]:
         """Logits of the token after each position, in the compute dtype (upcast in the loss).
 
         Args:
             tokens: ids in [0, vocab).
             segments: document of each token; nothing is read across documents. Positions run on.
-            cache: keys and values of earlier calls; the tokens follow them, and are added to it.
+            cache: what stands before the tokens: a `KVCache`, to which they are added, a `Prefix`,
+                or a `Reading`, which keeps what the layers compute.
+            positions: of the tokens, the same for all sequences; None: one after the other, from
+                where the cache ends.
         Raises:
-            ValueError: tokens not [b, t], segments of another shape, segments given together with a
-                cache, or more tokens than the cache has room for.
+            ValueError: tokens not [b, t], segments or positions of another shape, segments or
+                positions given together with a `KVCache`, a prefix of another model, or more
+                tokens than the cache has room for.
         """
-        return self.logits(self.hidden(tokens, segments=segments, cache=cache))
+        hidden = self.hidden(tokens, segments=segments, cache=cache, positions=positions)
+        return self.logits(hidden)
 
     def hidden(
         self,
         tokens: Int[Tensor, "b t"],
         *,
         segments: Int[Tensor, "b t"] | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
+        positions: Int[Tensor, " t"] | None = None,
     ) -> Float[Tensor, "b t d"]:
         """The normalised residual stream that the head reads. Arguments as in `forward`."""
         check_tokens(tokens.shape, None if segments is None else segments.shape)
-        if segments is not None and cache is not None:
+        t = tokens.shape[1]
+        if cache is not None:
+            if segments is not None:
+                raise ValueError(
+                    "segments and cache exclude each other: generate one document at a time"
+                )
+            cache.check(self.config)
+        if positions is None:
+            start = 0 if cache is None else cache.position
+            positions = torch.arange(start, start + t, device=tokens.device)
+        elif positions.shape != (t,) or isinstance(cache, KVCache):
             raise ValueError(
-                "segments and cache exclude each other: generate one document at a time"
+                f"positions must be [t] = [{t}], got {list(positions.shape)}, and a KVCache counts "
+                "them itself"
             )
-        start, t = (0 if cache is None else cache.length), tokens.shape[1]
         history = tokens if cache is None else cache.extend(tokens)  # [b, s]
 
         x = self.embed(tokens)
         for order, table in zip(self.config.ngram_orders, self.ngram_tables, strict=True):
-            recent = history[:, max(0, start - order + 1) :]
+            recent = history[:, max(0, history.shape[1] - t - order + 1) :]
             rows = ngram_rows(recent, order, self.config.ngram_buckets, segments)
             x = x + table(rows[:, -t:])
 
-        cos, sin = rotary(self.config, start, t, tokens.device)
+        cos, sin = rotary(self.config, positions)
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled() and cache is None:
                 x = checkpoint(block, x, cos, sin, segments, use_reentrant=False)

@@ -72,7 +72,7 @@ class TTTLayer(FastWeightMixer):
         v: Float[Tensor, "b t h hd"],
         state: Sequence[Tensor],
     ) -> tuple[Float[Tensor, "b t h hd"], Sequence[Tensor]]:
-        cos, sin = rotary(self.rotary_config, 0, self.chunk, x.device)
+        cos, sin = rotary(self.rotary_config, torch.arange(self.chunk, device=x.device))
         # Positions begin anew in each chunk.
         place = torch.arange(x.shape[1], device=x.device) % self.chunk
         cos, sin = cos[place].to(q.dtype), sin[place].to(q.dtype)

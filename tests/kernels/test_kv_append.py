@@ -149,7 +149,7 @@ def test_keys_and_queries_are_rotated_as_in_the_model(function, dtype, norm: boo
     setup = Setup("none", [20, 5], dtype=dtype)
     q = torch.randn(25, 4, 8, dtype=dtype, generator=torch.Generator().manual_seed(1))
     config = TransformerConfig(d_model=32, num_heads=4, head_dim=8, qk_norm=norm)
-    cos, sin = rotary(config, 0, 20, CPU)
+    cos, sin = rotary(config, torch.arange(20))
     norms, expected = {}, []
     for name, x in (("k_norm", setup.k), ("q_norm", q)):
         if norm:

@@ -247,3 +247,50 @@ class FactsConfig(DataConfig):
     def vocab_size(self) -> int:
         """One token begins a document; then come keys and values."""
         return 1 + self.keys + self.values
+
+
+@dataclass
+class StatementsConfig(DataConfig):
+    """Documents of statements in several wordings, and prompts about them."""
+
+    name: str = "statements"
+    "Which data: the stem of its file."
+    keys: int = 64
+    "Number of distinct keys, the subjects of statements."
+    values: int = 64
+    "Number of distinct values, their objects."
+    statements: list[int] = field(default_factory=lambda: [4, 8, 16, 31])
+    "Numbers of statements of a document, four tokens or less each."
+    curriculum_steps: int = 0
+    "Steps over which the numbers are introduced, the smallest first."
+    conflicts: float = 0.1
+    "Share of the statements, in pairs, of which the later one replaces the object of the other."
+    links: float = 0.2
+    "Share of the statements, in pairs, of which one has the other's subject for its object."
+    prompts: dict[str, float] = field(
+        default_factory=lambda: {
+            "what": 3.0,
+            "give": 3.0,
+            "who": 3.0,
+            "hop": 2.0,
+            "none": 1.0,
+            "list": 1.0,
+            "json": 1.0,
+            "flip": 1.0,
+        }
+    )
+    "How often each kind of prompt comes, relative to the others."
+    ask: float = 0.2
+    "Share of the prompts whose question the model learns to write, too."
+    gap: int = 64
+    "Most positions that are left out before the prompts, in every other batch."
+    context_weight: float = 0.1
+    "Weight in the training loss of tokens that are no answers; answers have 1, questions 0."
+    seq_len: int = 208
+    "Tokens predicted per sequence, T: a document and prompts; it carries T + 1."
+    batch_size: int = 32
+    "Sequences per optimiser step, over all processes."
+
+    @property
+    def vocab_size(self) -> int:
+        return 24 + self.keys + self.values

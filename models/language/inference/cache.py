@@ -2,14 +2,15 @@
 
 Attention keeps pages of keys and values, a layer with fast weights its `Past`. Every row has its
 own pages, in order, from the start; `kernels.append_kv` writes to them and `kernels.extend_paged`
-reads them. A sliding window masks old entries rather than dropping them.
+reads them. A sliding window masks old entries rather than dropping them. A cache may begin with the
+rows of a prefix, e.g. a cartridge's: then tokens go on at the prefix's position.
 
 Dimensions: b sequences, t tokens of this call, h query heads, kv key/value heads, hd head width.
 """
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +22,9 @@ from kernels.kv_cache.layout import BlockTable, PagedKV, QuantSpec
 from models.language.config import Mixer, TransformerConfig
 from models.language.mixers import Past
 
+if TYPE_CHECKING:
+    from models.language.prefix import Prefix
+
 
 class KVCache:
     """Keys, values, fast weights and tokens of what was read; `Transformer` fills it under no_grad.
@@ -31,6 +35,7 @@ class KVCache:
         max_len: tokens it can hold.
         page: tokens of a page, a power of two, at least 16.
         quant: how keys and values are stored; None: as they are.
+        prefix: what stands before the tokens, with as many rows in every layer; copied.
         device, dtype: those of the model's activations.
     """
 
@@ -42,10 +47,12 @@ class KVCache:
         *,
         page: int = 64,
         quant: QuantSpec | None = None,
+        prefix: Prefix | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        each = -(-max_len // page)  # pages of a sequence
+        self._before = 0 if prefix is None else prefix.rows
+        each = -(-(self._before + max_len) // page)  # pages of a sequence
         self.layers: list[PagedKV | None] = [
             None
             if mixer not in (Mixer.full, Mixer.sliding)
@@ -65,9 +72,36 @@ class KVCache:
         self._paged = next((layer for layer in self.layers if layer is not None), None)
         self.tokens = torch.empty(batch, max_len, device=device, dtype=torch.int64)
         self.length = 0
+        self._start = 0 if prefix is None else prefix.position
         self._pages = torch.arange(batch * each).reshape(batch, each)
         tailed = self._paged is not None and self._paged.tail is not None
         self._slots = torch.arange(batch) if tailed else None
+        if prefix is not None:
+            prefix.check(config)
+            self._write(prefix)
+
+    @property
+    def position(self) -> int:
+        """Of the next token."""
+        return self._start + self.length
+
+    def check(self, config: TransformerConfig) -> None:
+        """Raise ValueError unless it was made for a model of as many layers."""
+        if len(self.layers) != config.num_layers:
+            raise ValueError(
+                f"the cache has {len(self.layers)} layers, the model {config.num_layers}"
+            )
+
+    def _write(self, prefix: Prefix) -> None:
+        """Put the rows of a prefix into the pages of every sequence."""
+        b, p = self.tokens.shape[0], prefix.rows
+        if any(k.shape[-3] != p for k, _ in prefix.layers):
+            raise ValueError("a KVCache holds a prefix with as many rows in every layer")
+        self._advance(p)
+        for pages, (k, v) in zip(self.layers, prefix.layers, strict=True):
+            assert pages is not None
+            k, v = (x.expand(b, *x.shape[-3:]).flatten(0, 1).to(pages.dtype) for x in (k, v))
+            append_kv(pages, self._table, k, v, cu_seqlens=self._bounds)
 
     def extend(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b s"]:
         """Make room for new tokens; returns all of them, old and new."""
@@ -80,14 +114,17 @@ class KVCache:
             )
         self.tokens[:, self.length : end] = tokens
         self.length = end
-        if self._paged is None:
-            return self.tokens[:, :end]
-        lengths = torch.full((b,), end)
+        if self._paged is not None:
+            self._advance(t)
+        return self.tokens[:, :end]
+
+    def _advance(self, t: int) -> None:
+        """The block table of a step that stores the last t tokens of each sequence."""
+        b, device = self.tokens.shape[0], self.tokens.device
+        lengths = torch.full((b,), self._before + self.length)
         self._table = BlockTable.create(self._pages, lengths, self._paged, self._slots)
-        device = self.tokens.device
         self._bounds = torch.arange(0, b * t + 1, t, dtype=torch.int32, device=device)
         self._rows = torch.arange(t, dtype=torch.int32, device=device).repeat(b)
-        return self.tokens[:, :end]
 
     def attend(
         self,

@@ -1,0 +1,323 @@
+"""Documents of statements in several wordings, and questions about them whose answers are exact.
+
+    <s>  k3 is v7 ;  v9 of k1 ;  ~2 k4 : k1 ,  k8 v2 ;  k3 v5 ;      a document
+    what k8 = v2 ;   who v9 = k1 ;   hop k4 = v9 ;   list k4 = k4 k1 ; k8 v2 ;   what k6 = none ;
+
+A statement gives its subject (a key) its object: a value, or another subject of the document (a
+link, so that a question can take two hops). A subject that is stated again has the later object.
+Subjects, objects, their order, their wording and the filler words (~) between them are drawn anew
+for every document, so that no answer can be known but from the document.
+
+The questions and rewritings stand for the generic prompts of self-study (Cartridges, 2025,
+arXiv:2506.06266): `what`, `give`, `who` and `hop` ask, `list` and `json` put a part of the document
+into another form, `flip` rewrites it value first. After `ask` a prompt's question is the model's
+to write: trained with a small weight, so that it can propose questions by itself.
+
+The rows of one batch share everything but subjects, objects and filler words: where statements
+begin, how they are worded, what is asked. Dimensions: b documents, n statements, t tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from training.data.config import StatementsConfig
+from training.data.generated import GeneratedData
+from training.seeding import numpy_rng
+
+WORDS = (
+    *("<s>", "none", ";", ",", ":", "=", "is", "of"),
+    *("what", "give", "who", "hop", "list", "json", "flip", "ask"),
+    *(f"~{i}" for i in range(8)),
+)
+BEGIN, NONE = WORDS.index("<s>"), WORDS.index("none")
+FIRST_FILLER = WORDS.index("~0")
+
+WORDINGS = ("s o ;", "s is o ;", "o of s ;", "s : o ,")
+"Of a statement: s its subject, o its object."
+LONGEST = max(len(wording.split()) for wording in WORDINGS)
+MULTIPLE = 16
+"Documents are filled up with filler words to a multiple of this many tokens."
+
+QUESTIONS = {"what": "s", "give": "s", "who": "o", "hop": "s", "none": "s"}
+"Kind of question -> what it is asked with."
+REWRITINGS = {"list": "s o ;", "json": "s : o ,", "flip": "o of s ;"}
+"Kind of rewriting -> wording of each statement of the part that is rewritten."
+KINDS = (*QUESTIONS, *REWRITINGS)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents that share a layout."""
+
+    tokens: Int32[np.ndarray, "b t"]
+    subjects: Int32[np.ndarray, "b n"]
+    objects: Int32[np.ndarray, "b n"]
+    absent: Int32[np.ndarray, "b m"]
+    "Keys that no statement has."
+    ends: tuple[int, ...]
+    "Tokens up to and with each statement."
+    replaced: dict[int, int]
+    "Statement -> the later one of the same subject."
+    links: dict[int, int]
+    "Statement -> the one about its object."
+
+    def part(self, first: int, last: int) -> Int32[np.ndarray, "b t"]:
+        """The statements `first` to `last`, without it, as a document of their own."""
+        begin = self.ends[first - 1] if first else 1
+        return np.concatenate(
+            [self.tokens[:, :1], self.tokens[:, begin : self.ends[last - 1]]], axis=1
+        )
+
+    @property
+    def count(self) -> int:
+        return self.subjects.shape[1]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question, or the request to rewrite a part, with its answer; for each document."""
+
+    kind: str
+    question: Int32[np.ndarray, "b q"]
+    answer: Int32[np.ndarray, "b a"]
+    about: tuple[int, ...]
+    "Statements that the answer needs; none for a key that was never stated."
+    stale: Int32[np.ndarray, " b"] | None = None
+    "The object that a later statement has replaced."
+
+
+class StatementsData(GeneratedData[StatementsConfig]):
+    """Training sequences: a document with prompts after it, and in every other one also within.
+
+    The seed's `data/statements` stream gives the batches, `eval/statements` the held-out documents.
+    """
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This process's sequences of the batch of `step`.
+
+        Returns:
+            `tokens` int32 [b, seq_len + 1]; `weight` float32 [b, seq_len], of each next token;
+            `positions` int32 [seq_len + 1], with a gap before the prompts in every other batch.
+        """
+        config = self.config
+        rng = numpy_rng(self._seed, "data/statements", step)
+        stated = self.stated(rng, step)
+        documents = draw(config, rng, config.batch_size, stated)
+        parts: list[tuple[np.ndarray, float | np.ndarray]] = []
+        length = 0
+
+        def put(tokens: np.ndarray, weight: float | np.ndarray) -> None:
+            nonlocal length
+            parts.append((tokens, weight))
+            length += tokens.shape[1]
+
+        def put_prompts(last: int, until: int) -> None:
+            while length < until:
+                prompt = self.prompt(rng, documents, last)
+                if rng.random() < config.ask:
+                    put(_words("ask", len(documents.tokens)), 0.0)
+                    asked = np.full(prompt.question.shape[1], config.context_weight)
+                    asked[-1] = 0.0  # the sign of equality
+                    put(prompt.question, asked)
+                else:
+                    put(prompt.question, 0.0)
+                put(prompt.answer, 1.0)
+
+        whole, size = documents.tokens, config.seq_len + 1
+        room = size - whole.shape[1]
+        if rng.random() < 0.5 and stated > 1:
+            last = int(rng.integers(1, stated))
+            cut = documents.ends[last - 1]
+            put(whole[:, :cut], config.context_weight)
+            put_prompts(last, cut + room // 4)
+            put(whole[:, cut:], config.context_weight)
+        else:
+            put(whole, config.context_weight)
+        gap_at = length
+        put_prompts(stated, size)
+        tokens = np.concatenate([part for part, _ in parts], axis=1)[:, :size]
+        weight = np.concatenate([np.broadcast_to(w, p.shape[1]) for p, w in parts])[1:size]
+        gap = int(rng.integers(1, config.gap + 1)) if config.gap and rng.random() < 0.5 else 0
+        positions = np.arange(size, dtype=np.int32)
+        positions[gap_at:] += gap
+        rows = np.broadcast_to(weight.astype(np.float32), (len(tokens), config.seq_len))
+        return {
+            "tokens": self.mine(tokens),
+            "weight": self.mine(rows).copy(),
+            "positions": positions,
+        }
+
+    def stated(self, rng: np.random.Generator, step: int) -> int:
+        """Statements of a batch's documents: by the curriculum the most so far, or fewer."""
+        numbers = sorted(self.config.statements)
+        stages = self.config.curriculum_steps
+        reached = len(numbers) if step >= stages else 1 + step * len(numbers) // stages
+        if rng.random() < 0.3:
+            return int(numbers[rng.integers(reached)])
+        return int(numbers[reached - 1])
+
+    def prompt(self, rng: np.random.Generator, documents: Documents, last: int) -> Prompt:
+        """One of the prompts that the first `last` statements allow."""
+        kinds = list(self.config.prompts)
+        share = np.array([self.config.prompts[kind] for kind in kinds], dtype=float)
+        while True:
+            kind = kinds[rng.choice(len(kinds), p=share / share.sum())]
+            if (found := ask(documents, kind, rng, last=last)) is not None:
+                return found
+
+    def heldout(self, count: int, stated: int, **given: Any) -> Documents:
+        """Fresh documents of one layout, the same for every model of the seed."""
+        rng = numpy_rng(self._seed, "eval/statements", stated, *given.values())
+        return draw(self.config, rng, count, stated)
+
+
+def length_of(stated: int) -> int:
+    """Tokens of a document with so many statements."""
+    return -(-(1 + LONGEST * stated) // MULTIPLE) * MULTIPLE
+
+
+def draw(
+    config: StatementsConfig, rng: np.random.Generator, count: int, stated: int
+) -> Documents:
+    """`count` documents of one layout, each of `length_of(stated)` tokens."""
+    n = stated
+    replaced, links = relations(rng, n, config.conflicts, config.links)
+    names = rng.random((count, config.keys)).argsort(axis=1).astype(np.int32) + len(WORDS)
+    subjects, absent = names[:, :n].copy(), names[:, n:]
+    values = rng.random((count, config.values)).argsort(axis=1).astype(np.int32)
+    objects = values[:, :n] + len(WORDS) + config.keys
+    for earlier, later in replaced.items():
+        subjects[:, later] = subjects[:, earlier]
+    for source, target in links.items():
+        objects[:, source] = subjects[:, target]
+    wordings = [WORDINGS[i] for i in rng.integers(len(WORDINGS), size=n)]
+    filler = length_of(n) - 1 - sum(len(wording.split()) for wording in wordings)
+    before = np.bincount(rng.integers(n, size=filler), minlength=n)
+    parts, ends, length = [np.full((count, 1), BEGIN, np.int32)], [], 1
+    for i, wording in enumerate(wordings):
+        fill = FIRST_FILLER + rng.integers(len(WORDS) - FIRST_FILLER, size=(count, before[i]))
+        parts += [fill.astype(np.int32), worded(wording, subjects[:, i], objects[:, i])]
+        length += int(before[i]) + len(wording.split())
+        ends.append(length)
+    tokens = np.concatenate(parts, axis=1)
+    return Documents(tokens, subjects, objects, absent, tuple(ends), replaced, links)
+
+
+def relations(
+    rng: np.random.Generator, stated: int, conflicts: float, links: float
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Which statements replace which, and which speak of another's object; no one is in two."""
+    order = rng.permutation(stated).tolist()
+    pairs = [sorted(order[i : i + 2]) for i in range(0, stated - 1, 2)]
+    restated = int(rng.binomial(len(pairs), conflicts))
+    linked = int(rng.binomial(len(pairs) - restated, min(1.0, links / (1 - conflicts))))
+    replaced = {first: second for first, second in pairs[:restated]}
+    spare = pairs[restated : restated + linked]
+    return replaced, {(p := pair if rng.random() < 0.5 else pair[::-1])[0]: p[1] for pair in spare}
+
+
+def worded(
+    wording: str, subject: Int32[np.ndarray, " b"], obj: Int32[np.ndarray, " b"]
+) -> Int32[np.ndarray, "b m"]:
+    """A statement in some wording."""
+    columns = [
+        subject if word == "s" else obj if word == "o" else np.full_like(obj, WORDS.index(word))
+        for word in wording.split()
+    ]
+    return np.stack(columns, axis=1)
+
+
+def ask(
+    documents: Documents,
+    kind: str,
+    rng: np.random.Generator,
+    *,
+    last: int | None = None,
+    among: Sequence[int] | None = None,
+    items: int = 4,
+) -> Prompt | None:
+    """A prompt of some kind, or None where the document allows none.
+
+    Args:
+        last: the prompt stands after so many statements; None: after all.
+        among: statements that may be asked for, or with which a rewriting may begin; None: all.
+        items: most statements that are rewritten.
+    """
+    last = documents.count if last is None else last
+    rows = len(documents.tokens)
+    replaced = {i: j for i, j in documents.replaced.items() if j < last}
+    if kind == "none":
+        unstated = np.concatenate([documents.subjects[:, last:], documents.absent], axis=1)
+        known = {i for i in documents.replaced if i < last}
+        again = [j - last for i, j in documents.replaced.items() if i in known and j >= last]
+        free = [i for i in range(unstated.shape[1]) if i not in again]
+        if not free:
+            return None
+        key = unstated[:, free[rng.integers(len(free))]]
+        answer = np.full_like(key, NONE)
+        word = "what" if rng.random() < 0.5 else "give"
+        return Prompt(kind, _question(word, key), _answer(answer), ())
+    conflicting = {*documents.replaced, *documents.replaced.values()}
+    slots = set(range(last)) if among is None else {i for i in among if i < last}
+    if kind == "hop":
+        slots = {i for i in slots & documents.links.keys() if documents.links[i] < last}
+    elif kind in ("what", "give"):
+        slots -= replaced.keys()
+    elif kind == "who":
+        slots -= conflicting | {i for i in documents.links}
+    else:
+        slots -= conflicting
+    if not slots:
+        return None
+    slot = sorted(slots)[rng.integers(len(slots))]
+    subject, obj = documents.subjects[:, slot], documents.objects[:, slot]
+    if kind in REWRITINGS:
+        run = 1
+        while run < items and slot + run < last and slot + run not in conflicting:
+            run += 1
+        run = int(rng.integers(1, run + 1))
+        about = tuple(range(slot, slot + run))
+        answer = np.concatenate(
+            [
+                worded(REWRITINGS[kind], documents.subjects[:, i], documents.objects[:, i])
+                for i in about
+            ],
+            axis=1,
+        )
+        return Prompt(kind, _question(kind, subject), answer, about)
+    if kind == "who":
+        return Prompt(kind, _question(kind, obj), _answer(subject), (slot,))
+    if kind == "hop":
+        target = documents.links[slot]
+        return Prompt(
+            kind, _question(kind, subject), _answer(documents.objects[:, target]), (slot, target)
+        )
+    earlier = [i for i, j in replaced.items() if j == slot]
+    stale = documents.objects[:, earlier[0]] if earlier else None
+    return Prompt(kind, _question(kind, subject), _answer(obj), (slot,), stale)
+
+
+def spell(config: StatementsConfig, tokens: Int32[np.ndarray, " t"]) -> str:
+    """Tokens as words: keys k0, k1, ..., values v0, v1, ..."""
+    names = [*WORDS, *(f"k{i}" for i in range(config.keys))]
+    names += [f"v{i}" for i in range(config.values)]
+    return " ".join(names[token] for token in tokens.tolist())
+
+
+def _words(word: str, rows: int) -> Int32[np.ndarray, "b 1"]:
+    return np.full((rows, 1), WORDS.index(word), np.int32)
+
+
+def _question(word: str, about: Int32[np.ndarray, " b"]) -> Int32[np.ndarray, "b 3"]:
+    rows = len(about)
+    return np.concatenate([_words(word, rows), about[:, None], _words("=", rows)], axis=1)
+
+
+def _answer(obj: Int32[np.ndarray, " b"]) -> Int32[np.ndarray, "b 2"]:
+    return np.concatenate([obj[:, None], _words(";", len(obj))], axis=1)
