@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from kernels.attention.op import attention
 from models.language.config import Mixer, TransformerConfig
 from models.language.layers import rms_norm, rotate
 
+HEADS = "b s kv hd -> (b kv) s 1 hd"
 KeysValues = tuple[Float[Tensor, "*b p kv hd"], Float[Tensor, "*b p kv hd"]]
 
 
@@ -41,6 +43,8 @@ class Prefix:
     "Of each block: [p, kv, hd], the same rows for all sequences, or [b, p, kv, hd]."
     position: int
     "At which the first token after it stands."
+    counts: tuple[Int[Tensor, "*b kv"], ...] | None = None
+    "Rows that each head of a layer has, if they differ: its last ones, those before are absent."
 
     def check(self, config: TransformerConfig) -> None:
         """Raise ValueError unless it fits a model of this configuration."""
@@ -84,9 +88,27 @@ class Prefix:
         keys, values = (x.to(q.dtype) for x in self.layers[layer])
         if keys.shape[-3] == 0:
             return attention(q, k, v)
+        if self.counts is not None:
+            return self._attend_by_head(self.counts[layer], keys, values, q, k, v)
         if keys.ndim == 3:
             return attention(q, k, v, prefix_kv=(keys, values))
         return attention(q, torch.cat([keys, k], dim=1), torch.cat([values, v], dim=1))
+
+    def _attend_by_head(
+        self, counts: Tensor, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        """Each key/value head as a sequence of its own, whose absent rows are another document."""
+        b, t, kv = k.shape[:3]
+        most = keys.shape[-3]
+        rows = [
+            rearrange(torch.cat([old.expand(b, *old.shape[-3:]), new], dim=1), HEADS)
+            for old, new in ((keys, k), (values, v))
+        ]
+        place = torch.arange(most + t, device=q.device)
+        absent = most - counts.expand(b, kv).reshape(b * kv, 1)
+        queries = rearrange(q, "b t (kv g) hd -> (b kv) t g hd", kv=kv)
+        out = attention(queries, *rows, segments=(place >= absent).long())
+        return rearrange(out, "(b kv) t g hd -> b t (kv g) hd", kv=kv)
 
     @property
     def rows(self) -> int:
@@ -95,8 +117,13 @@ class Prefix:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its keys and values, for all sequences that it holds."""
-        return sum(x.numel() * x.itemsize for layer in self.layers for x in layer)
+        """Bytes of the keys and values that are there, for all sequences that it holds."""
+        if self.counts is None:
+            return sum(x.numel() * x.itemsize for layer in self.layers for x in layer)
+        return sum(
+            2 * int(count.sum()) * k.shape[-1] * k.itemsize
+            for count, (k, _) in zip(self.counts, self.layers, strict=True)
+        )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Prefix:
         """A prefix of changed keys and values."""
@@ -130,6 +157,7 @@ class Reading:
         before: what stands before the tokens.
 
     Attributes:
+        config: of the model that has read them.
         queries, keys: of each layer, after the rotation, [b, t, h, hd] and [b, t, kv, hd].
         values: of each layer, [b, t, kv, hd].
     """
@@ -138,6 +166,7 @@ class Reading:
         self.before = before
         self.start = 0 if before is None else before.position
         self.position = self.start
+        self.config: TransformerConfig
         self.queries: list[Tensor] = []
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -147,6 +176,7 @@ class Reading:
         if self.queries:
             raise ValueError("a Reading takes the tokens of one call: make another one")
         (self.before or no_prefix(config, torch.empty(0))).check(config)
+        self.config = config
 
     def extend(self, tokens: Int[Tensor, "b t"]) -> Int[Tensor, "b t"]:
         self.position = self.start + tokens.shape[1]

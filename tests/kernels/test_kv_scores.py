@@ -173,6 +173,13 @@ def test_selection_is_that_of_the_definition(seed):
         assert ((kept.tokens == -1).sum(-1) == kept.tokens.shape[2] - kept.counts).all()
 
 
+def test_no_number_of_endless_scores_takes_what_a_head_is_sure_of():
+    scores = torch.rand(1, 3, 20, generator=torch.Generator().manual_seed(0))
+    scores[:, 0, :15] = float("inf")
+    budgets = adaptive_budgets(scores, 12, floor=3)
+    assert budgets.tolist() == reference.adaptive_budgets(scores, 12, 3) == [[6, 3, 3]]
+
+
 def test_adaptive_budgets_keep_the_best_of_all_heads():
     scores = torch.rand(2, 3, 50, generator=generator(0))
     kept = select_top(scores, adaptive_budgets(scores, 40))

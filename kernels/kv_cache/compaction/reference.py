@@ -170,15 +170,16 @@ def adaptive_budgets(
     recent: int = 0,
 ) -> list[list[int]]:
     """How many tokens each head keeps if `total` are kept over all of them: first the `floor` best
-    of each, then the best of what is left of all."""
+    (or its sinks and recents) of each, then the best of what is left of all."""
     b, kv, s = scores.shape
     budgets = []
     for n in range(b):
         ranked = [
             _ranked(scores[n, head], _length(lengths, n, s), sink, recent) for head in range(kv)
         ]
-        counts = [min(floor, len(row)) for row in ranked]
-        rest = [(minus, head, j) for head, row in enumerate(ranked) for minus, j in row[floor:]]
+        least = max(floor, sink + recent)
+        counts = [min(least, len(row)) for row in ranked]
+        rest = [(minus, head, j) for head, row in enumerate(ranked) for minus, j in row[least:]]
         for _, head, _ in sorted(rest)[: total - sum(counts)]:
             counts[head] += 1
         budgets.append(counts)

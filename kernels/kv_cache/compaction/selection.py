@@ -95,7 +95,9 @@ def adaptive_budgets(
     order = scores.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(s, device=scores.device)
     present = order.values > float("-inf")
-    sure = torch.where((rank < floor) & present, float("inf"), order.values)
+    # Scores of +inf compete too, but never against what a head is sure of.
+    most = torch.finfo(scores.dtype).max
+    sure = torch.where((rank < least) & present, float("inf"), order.values.clamp(max=most))
     pooled = sure.flatten(1).sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(kv * s, device=scores.device)
     chosen = (rank < total) & (pooled.values > float("-inf"))

@@ -95,8 +95,8 @@ class KVCache:
     def _write(self, prefix: Prefix) -> None:
         """Put the rows of a prefix into the pages of every sequence."""
         b, p = self.tokens.shape[0], prefix.rows
-        if any(k.shape[-3] != p for k, _ in prefix.layers):
-            raise ValueError("a KVCache holds a prefix with as many rows in every layer")
+        if prefix.counts is not None or any(k.shape[-3] != p for k, _ in prefix.layers):
+            raise ValueError("a KVCache holds a prefix with as many rows in every layer and head")
         self._advance(p)
         for pages, (k, v) in zip(self.layers, prefix.layers, strict=True):
             assert pages is not None
