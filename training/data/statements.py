@@ -1,7 +1,7 @@
 """Documents of statements in several wordings, and questions about them whose answers are exact.
 
     <s>  k3 is v7 ;  v9 of k1 ;  ~2 k4 : k1 ,  k8 v2 ;  k3 v5 ;      a document
-    what k8 = v2 ;   who v9 = k1 ;   hop k4 = v9 ;   list k4 = k4 k1 ; k8 v2 ;   what k6 = none ;
+    what k8 = v2 ;   who v9 = k1 ;   hop k4 = v9 ;   list k4 = k4 is k1 ; k8 is v2 ;   what k6 = none ;
 
 A statement gives its subject (a key) its object: a value, or another subject of the document (a
 link, so that a question can take two hops). A subject that is stated again has the later object.
@@ -46,7 +46,7 @@ MULTIPLE = 16
 
 QUESTIONS = {"what": "s", "give": "s", "who": "o", "hop": "s", "none": "s"}
 "Kind of question -> what it is asked with."
-REWRITINGS = {"list": "s o ;", "json": "s : o ,", "flip": "o of s ;"}
+REWRITINGS = {"list": "s is o ;", "json": "s : o ,", "flip": "o of s ;"}
 "Kind of rewriting -> wording of each statement of the part that is rewritten."
 KINDS = (*QUESTIONS, *REWRITINGS)
 
