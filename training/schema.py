@@ -20,10 +20,12 @@ from training.data.config import (
     FilesConfig,
     HubConfig,
     MarkovConfig,
+    StatementsConfig,
     StdlibConfig,
 )
 from training.fields import at_least, free, within
 from training.recipes.config import (
+    CartridgesTeacherConfig,
     FastWeightsConfig,
     LanguageModelConfig,
     RecipeConfig,
@@ -215,6 +217,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "language_model": LanguageModelConfig,
         "fast_weights": FastWeightsConfig,
         "ttt_e2e": TTTE2ERecipeConfig,
+        "cartridges_teacher": CartridgesTeacherConfig,
     },
     "model": {"transformer": TransformerConfig, "ttt_e2e": TTTE2EConfig},
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
@@ -224,6 +227,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "hub": HubConfig,
         "markov": MarkovConfig,
         "facts": FactsConfig,
+        "statements": StatementsConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
 }

@@ -291,6 +291,57 @@ class StatementsConfig(DataConfig):
     batch_size: int = 32
     "Sequences per optimiser step, over all processes."
 
+    def __post_init__(self) -> None:
+        for key in ("keys", "values", "batch_size"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1", "raise it")
+        largest = min(self.keys - 1, self.values)
+        _require(
+            bool(self.statements) and all(2 <= n <= largest for n in self.statements),
+            "statements",
+            self.statements,
+            f"numbers from 2 to {largest}, fewer than data.keys and no more than data.values",
+            "try [4, 8, 16]",
+        )
+        for key in ("conflicts", "links", "ask"):
+            _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "in [0, 1)", "try 0.2")
+        _require(
+            self.conflicts + self.links <= 1,
+            "links",
+            self.links,
+            f"at most 1 - data.conflicts={1 - self.conflicts:g}",
+            "lower one of them",
+        )
+        unknown = sorted(set(self.prompts) - set(PROMPTS))
+        _require(
+            not unknown and any(share > 0 for share in self.prompts.values()),
+            "prompts",
+            self.prompts,
+            f"shares of {', '.join(PROMPTS)}, some above 0",
+            "remove the others",
+        )
+        for key in ("curriculum_steps", "gap", "context_weight"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0", "try 0")
+        longest = statements_length(max(self.statements))
+        _require(
+            self.seq_len > longest,
+            "seq_len",
+            self.seq_len,
+            f"more than the {longest} tokens of a document of {max(self.statements)} statements",
+            f"try {longest + 80}",
+        )
+
     @property
     def vocab_size(self) -> int:
-        return 24 + self.keys + self.values
+        """Words, then keys, then values."""
+        return STATEMENT_WORDS + self.keys + self.values
+
+
+PROMPTS = ("what", "give", "who", "hop", "none", "list", "json", "flip")
+"Kinds of prompts about statements."
+STATEMENT_WORDS = 24
+"Token ids of statements that are neither keys nor values."
+
+
+def statements_length(statements: int) -> int:
+    """Tokens of a document with so many statements: filled up to a multiple of 16."""
+    return -(-(1 + 4 * statements) // 16) * 16

@@ -19,14 +19,14 @@ begin, how they are worded, what is asked. Dimensions: b documents, n statements
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from training.data.config import StatementsConfig
+from training.data.config import StatementsConfig, statements_length
 from training.data.generated import GeneratedData
 from training.seeding import numpy_rng
 
@@ -40,15 +40,11 @@ FIRST_FILLER = WORDS.index("~0")
 
 WORDINGS = ("s o ;", "s is o ;", "o of s ;", "s : o ,")
 "Of a statement: s its subject, o its object."
-LONGEST = max(len(wording.split()) for wording in WORDINGS)
-MULTIPLE = 16
-"Documents are filled up with filler words to a multiple of this many tokens."
 
-QUESTIONS = {"what": "s", "give": "s", "who": "o", "hop": "s", "none": "s"}
-"Kind of question -> what it is asked with."
+QUESTIONS = ("what", "give", "who", "hop", "none")
+"Kinds of prompts whose answer is one token."
 REWRITINGS = {"list": "s is o ;", "json": "s : o ,", "flip": "o of s ;"}
 "Kind of rewriting -> wording of each statement of the part that is rewritten."
-KINDS = (*QUESTIONS, *REWRITINGS)
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ class StatementsData(GeneratedData[StatementsConfig]):
         stated = self.stated(rng, step)
         documents = draw(config, rng, config.batch_size, stated)
         parts: list[tuple[np.ndarray, float | np.ndarray]] = []
-        length = 0
+        length, asked = 0, set()
 
         def put(tokens: np.ndarray, weight: float | np.ndarray) -> None:
             nonlocal length
@@ -119,12 +115,12 @@ class StatementsData(GeneratedData[StatementsConfig]):
 
         def put_prompts(last: int, until: int) -> None:
             while length < until:
-                prompt = self.prompt(rng, documents, last)
+                prompt = self.prompt(rng, documents, last, asked)
                 if rng.random() < config.ask:
                     put(_words("ask", len(documents.tokens)), 0.0)
-                    asked = np.full(prompt.question.shape[1], config.context_weight)
-                    asked[-1] = 0.0  # the sign of equality
-                    put(prompt.question, asked)
+                    written = np.full(prompt.question.shape[1], config.context_weight)
+                    written[-1] = 0.0  # the sign of equality
+                    put(prompt.question, written)
                 else:
                     put(prompt.question, 0.0)
                 put(prompt.answer, 1.0)
@@ -162,30 +158,34 @@ class StatementsData(GeneratedData[StatementsConfig]):
             return int(numbers[rng.integers(reached)])
         return int(numbers[reached - 1])
 
-    def prompt(self, rng: np.random.Generator, documents: Documents, last: int) -> Prompt:
-        """One of the prompts that the first `last` statements allow."""
+    def prompt(
+        self, rng: np.random.Generator, documents: Documents, last: int, asked: set[Any]
+    ) -> Prompt:
+        """One of the prompts that the first `last` statements allow; a new one, if there is."""
         kinds = list(self.config.prompts)
         share = np.array([self.config.prompts[kind] for kind in kinds], dtype=float)
-        while True:
+        for _ in range(8):
             kind = kinds[rng.choice(len(kinds), p=share / share.sum())]
-            if (found := ask(documents, kind, rng, last=last)) is not None:
-                return found
+            found = ask(documents, kind, rng, last=last)
+            if found is not None and (kind, found.about) not in asked:
+                break
+        else:
+            found = prompt_unstated(documents, "what", int(rng.integers(10**6)), last=last)
+        asked.add((found.kind, found.about))
+        return found
 
-    def heldout(self, count: int, stated: int, **given: Any) -> Documents:
-        """Fresh documents of one layout, the same for every model of the seed."""
-        rng = numpy_rng(self._seed, "eval/statements", stated, *given.values())
-        return draw(self.config, rng, count, stated)
-
-
-def length_of(stated: int) -> int:
-    """Tokens of a document with so many statements."""
-    return -(-(1 + LONGEST * stated) // MULTIPLE) * MULTIPLE
+    def heldout(self, count: int, stated: int) -> list[Documents]:
+        """Fresh documents, each of a layout of its own; the same for every model of the seed."""
+        return [
+            draw(self.config, numpy_rng(self._seed, "eval/statements", stated, index), 1, stated)
+            for index in range(count)
+        ]
 
 
 def draw(
     config: StatementsConfig, rng: np.random.Generator, count: int, stated: int
 ) -> Documents:
-    """`count` documents of one layout, each of `length_of(stated)` tokens."""
+    """`count` documents of one layout, each of `statements_length(stated)` tokens."""
     n = stated
     replaced, links = relations(rng, n, config.conflicts, config.links)
     names = rng.random((count, config.keys)).argsort(axis=1).astype(np.int32) + len(WORDS)
@@ -197,7 +197,7 @@ def draw(
     for source, target in links.items():
         objects[:, source] = subjects[:, target]
     wordings = [WORDINGS[i] for i in rng.integers(len(WORDINGS), size=n)]
-    filler = length_of(n) - 1 - sum(len(wording.split()) for wording in wordings)
+    filler = statements_length(n) - 1 - sum(len(wording.split()) for wording in wordings)
     before = np.bincount(rng.integers(n, size=filler), minlength=n)
     parts, ends, length = [np.full((count, 1), BEGIN, np.int32)], [], 1
     for i, wording in enumerate(wordings):
@@ -233,74 +233,94 @@ def worded(
     return np.stack(columns, axis=1)
 
 
+def statements_for(
+    documents: Documents, kind: str, *, last: int | None = None, among: Collection[int] | None = None
+) -> list[int]:
+    """Statements that a prompt of some kind can be about.
+
+    Args:
+        last: the prompt stands after so many statements; None: after all.
+        among: the only ones that may be asked for, or that a rewriting may begin with; None: all.
+    """
+    last = documents.count if last is None else last
+    links = {i for i, j in documents.links.items() if max(i, j) < last}
+    older = {i for i, j in documents.replaced.items() if j < last}
+    restated = {*documents.replaced, *documents.replaced.values()}
+    slots = set(range(last)) if among is None else {i for i in among if i < last}
+    if kind == "hop":
+        return sorted(slots & links)
+    if kind in ("what", "give"):
+        return sorted(slots - older)
+    # What a value belongs to is asked only of plain statements: a replaced one has no good answer.
+    return sorted(slots - restated - (documents.links.keys() if kind == "who" else set()))
+
+
+def prompt_about(
+    documents: Documents, kind: str, slot: int, *, last: int | None = None, items: int = 1
+) -> Prompt:
+    """The prompt of some kind about a statement, or about the `items` that begin with it."""
+    last = documents.count if last is None else last
+    subject, obj = documents.subjects[:, slot], documents.objects[:, slot]
+    if kind in REWRITINGS:
+        about = tuple(range(slot, slot + items))
+        parts = [
+            worded(REWRITINGS[kind], documents.subjects[:, i], documents.objects[:, i])
+            for i in about
+        ]
+        return Prompt(kind, _question(kind, subject), np.concatenate(parts, axis=1), about)
+    if kind == "who":
+        return Prompt(kind, _question(kind, obj), _answer(subject), (slot,))
+    if kind == "hop":
+        target = documents.links[slot]
+        answer = _answer(documents.objects[:, target])
+        return Prompt(kind, _question(kind, subject), answer, (slot, target))
+    earlier = [i for i, j in documents.replaced.items() if j == slot < last]
+    stale = documents.objects[:, earlier[0]] if earlier else None
+    return Prompt(kind, _question(kind, subject), _answer(obj), (slot,), stale)
+
+
+def prompt_unstated(documents: Documents, word: str, which: int, *, last: int | None = None) -> Prompt:
+    """A question about a key that the first `last` statements do not have."""
+    last = documents.count if last is None else last
+    later = [
+        documents.subjects[:, j]
+        for j in range(last, documents.count)
+        if not any(i < last and k == j for i, k in documents.replaced.items())
+    ]
+    keys = [*later, *documents.absent.T]
+    key = keys[which % len(keys)]
+    return Prompt("none", _question(word, key), _answer(np.full_like(key, NONE)), ())
+
+
 def ask(
     documents: Documents,
     kind: str,
     rng: np.random.Generator,
     *,
     last: int | None = None,
-    among: Sequence[int] | None = None,
+    among: Collection[int] | None = None,
     items: int = 4,
 ) -> Prompt | None:
-    """A prompt of some kind, or None where the document allows none.
+    """A prompt of some kind, drawn; or None where the document allows none.
 
     Args:
-        last: the prompt stands after so many statements; None: after all.
-        among: statements that may be asked for, or with which a rewriting may begin; None: all.
+        last, among: as of `statements_for`.
         items: most statements that are rewritten.
     """
-    last = documents.count if last is None else last
-    rows = len(documents.tokens)
-    replaced = {i: j for i, j in documents.replaced.items() if j < last}
     if kind == "none":
-        unstated = np.concatenate([documents.subjects[:, last:], documents.absent], axis=1)
-        known = {i for i in documents.replaced if i < last}
-        again = [j - last for i, j in documents.replaced.items() if i in known and j >= last]
-        free = [i for i in range(unstated.shape[1]) if i not in again]
-        if not free:
-            return None
-        key = unstated[:, free[rng.integers(len(free))]]
-        answer = np.full_like(key, NONE)
-        word = "what" if rng.random() < 0.5 else "give"
-        return Prompt(kind, _question(word, key), _answer(answer), ())
-    conflicting = {*documents.replaced, *documents.replaced.values()}
-    slots = set(range(last)) if among is None else {i for i in among if i < last}
-    if kind == "hop":
-        slots = {i for i in slots & documents.links.keys() if documents.links[i] < last}
-    elif kind in ("what", "give"):
-        slots -= replaced.keys()
-    elif kind == "who":
-        slots -= conflicting | {i for i in documents.links}
-    else:
-        slots -= conflicting
-    if not slots:
+        return prompt_unstated(
+            documents, str(rng.choice(["what", "give"])), int(rng.integers(10**6)), last=last
+        )
+    if not (slots := statements_for(documents, kind, last=last, among=among)):
         return None
-    slot = sorted(slots)[rng.integers(len(slots))]
-    subject, obj = documents.subjects[:, slot], documents.objects[:, slot]
+    slot = slots[rng.integers(len(slots))]
+    run = 1
     if kind in REWRITINGS:
-        run = 1
-        while run < items and slot + run < last and slot + run not in conflicting:
+        allowed = set(statements_for(documents, kind, last=last))
+        while run < items and slot + run in allowed:
             run += 1
         run = int(rng.integers(1, run + 1))
-        about = tuple(range(slot, slot + run))
-        answer = np.concatenate(
-            [
-                worded(REWRITINGS[kind], documents.subjects[:, i], documents.objects[:, i])
-                for i in about
-            ],
-            axis=1,
-        )
-        return Prompt(kind, _question(kind, subject), answer, about)
-    if kind == "who":
-        return Prompt(kind, _question(kind, obj), _answer(subject), (slot,))
-    if kind == "hop":
-        target = documents.links[slot]
-        return Prompt(
-            kind, _question(kind, subject), _answer(documents.objects[:, target]), (slot, target)
-        )
-    earlier = [i for i, j in replaced.items() if j == slot]
-    stale = documents.objects[:, earlier[0]] if earlier else None
-    return Prompt(kind, _question(kind, subject), _answer(obj), (slot,), stale)
+    return prompt_about(documents, kind, slot, last=last, items=run)
 
 
 def spell(config: StatementsConfig, tokens: Int32[np.ndarray, " t"]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from models.language.config import TransformerConfig
-from training.data.config import CorpusConfig, FactsConfig, MarkovConfig
+from training.data.config import CorpusConfig, FactsConfig, MarkovConfig, StatementsConfig
 from training.distributed import Processes
 from training.errors import UserError
 from training.evaluation.floors import language_floors
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound=TransformerConfig)
 
 
-def fill_vocabulary(model: ModelT, data: LanguageData | MarkovData) -> ModelT:
+def fill_vocabulary(model: ModelT, data: Any) -> ModelT:
     """The model's configuration, with the data's vocabulary where it names none."""
     if model.vocab_size is not None and model.vocab_size < data.vocab_size:
         raise UserError(
@@ -42,7 +42,7 @@ def config_without_data(config: TrainConfig) -> TransformerConfig:
     assert isinstance(config.model, TransformerConfig)
     if config.model.vocab_size is not None:
         return config.model
-    if isinstance(config.data, MarkovConfig | FactsConfig):
+    if isinstance(config.data, MarkovConfig | FactsConfig | StatementsConfig):
         return dataclasses.replace(config.model, vocab_size=config.data.vocab_size)
     assert isinstance(config.data, CorpusConfig)
     vocab_size = build_tokenizer(config.data.tokenizer).vocab_size

@@ -127,3 +127,22 @@ class TTTE2ERecipeConfig(RecipeConfig):
         check_reading(self.eval_lengths, self.cost_lengths)
         if any(not rate > 0 for rate in self.eval_inner_lrs):
             raise ValueError(f"recipe.eval_inner_lrs={self.eval_inner_lrs}: each must be above 0")
+
+
+@dataclass
+class CartridgesTeacherConfig(LanguageModelConfig):
+    """Training of a small decoder that answers from statements in its context."""
+
+    name: str = "cartridges_teacher"
+    "Which recipe: the stem of its file."
+    hint_weight: float = 1.0
+    "Weight of the loss for naming the two tokens before from an early block; 0 for none."
+    hint_block: int = 0
+    "The block whose output names them."
+    eval_documents: int = 64
+    "Held-out documents per number of statements at the end; a quarter of them during training."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 1, "eval_documents")
+        at_least(self, "recipe", 0, "hint_weight", "hint_block")

@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.language.config import TransformerConfig, flops_per_token
 from models.language.inference.generation import generate
 from models.language.transformer import Transformer, num_parameters
-from training.data.config import CorpusConfig, FactsConfig, MarkovConfig
+from training.data.config import CorpusConfig, FactsConfig, MarkovConfig, StatementsConfig
 from training.data.facts import FactsData
 from training.data.language import LanguageData, for_run
 from training.data.markov import MarkovData
+from training.data.statements import StatementsData
 from training.distributed import Processes
 from training.estimate import Estimate, state_memory, torch_activations
 from training.evaluation.floors import require_bytes
@@ -52,7 +53,7 @@ class DecoderTraining:
     def __init__(
         self,
         config: TrainConfig,
-        data: LanguageData | MarkovData | FactsData,
+        data: LanguageData | MarkovData | FactsData | StatementsData,
         processes: Processes,
         device: torch.device,
     ) -> None:
@@ -68,7 +69,7 @@ class DecoderTraining:
         self.model.checkpoint_blocks = config.recipe.activation_checkpointing
         self.parameters = num_parameters(self.model)
         self.trainer = TorchStep(
-            self.model,
+            self.trained(),
             list(self.model.blocks),
             config.optim,
             config.scale,
@@ -78,6 +79,10 @@ class DecoderTraining:
         seq_len = data.config.seq_len
         self.units_per_step = data.config.batch_size * seq_len
         self.flops_per_step = self.units_per_step * flops_per_token(self.model_config, seq_len)
+
+    def trained(self) -> nn.Module:
+        """What the optimiser moves: the model, and what a recipe adds to it."""
+        return self.model
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor | float]:
         return self.trainer.update(batch, self.loss)
@@ -103,7 +108,9 @@ class DecoderTraining:
         from training.files import replace_with, write_json
         from training.run_directory import plain
 
-        weights = self.trainer.full_weights()
+        whole, own = self.trainer.full_weights(), dict(self.trainer.model.named_parameters())
+        named = {id(parameter): name for name, parameter in own.items()}
+        weights = {name: whole[named[id(p)]] for name, p in self.model.named_parameters()}
         if self.processes.is_main:
             replace_with(directory / "model.safetensors", partial(save_file, weights))
             write_json(directory / "model.json", plain(self.model_config))
@@ -184,7 +191,7 @@ def estimate(config: TrainConfig) -> Estimate:
 
 def estimate_decoder(config: TrainConfig) -> Estimate:
     """Sizes of a run that trains a decoder on whatever data."""
-    assert isinstance(config.data, CorpusConfig | MarkovConfig | FactsConfig)
+    assert isinstance(config.data, CorpusConfig | MarkovConfig | FactsConfig | StatementsConfig)
     model_config = config_without_data(config)
     with torch.device("meta"):
         model = Transformer(model_config)

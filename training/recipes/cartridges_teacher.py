@@ -1,0 +1,179 @@
+"""A small decoder that answers from its context: the model that cartridges are trained in.
+
+    loss = sum of weight * -log p(next token) / sum of weight                (answers 1, questions 0)
+         + hint_weight * mean of -log p(token before), -log p(token before that)
+
+Recall needs a head that tells each token what stands before it, and another that looks for it
+(induction heads: Olsson et al., 2022, arXiv:2209.11895). From the answers alone they form late or
+never, depending on the seed. Here the output of an early block must name the two tokens before each
+token, through two matrices and the embedding's own geometry; so the first kind of head forms at
+once, and the second soon follows. The matrices are dropped afterwards: what is exported is a plain
+decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.language.layers import Linear
+from models.language.transformer import Transformer
+from training.data.config import StatementsConfig
+from training.data.statements import Documents, StatementsData
+from training.distributed import Processes
+from training.errors import UserError
+from training.estimate import Estimate
+from training.evaluation.exam import Answer, Questions, examine
+from training.recipes.config import CartridgesTeacherConfig, check_parts
+from training.recipes.language_model import FRAMEWORK as FRAMEWORK
+from training.recipes.language_model import DecoderTraining, estimate_decoder
+from training.schema import TrainConfig
+from training.seeding import torch_generator
+from training.torch_step import Batch
+
+BACK = 2  # tokens before each that the hint names
+
+
+class Hinted(nn.Module):
+    """A decoder, and what names the tokens before each from the output of one of its blocks."""
+
+    def __init__(self, decoder: Transformer, block: int) -> None:
+        super().__init__()
+        self.decoder = decoder
+        d = decoder.config.d_model
+        self.back = nn.ModuleList(Linear(d, d) for _ in range(BACK))
+        self.early: Tensor
+        decoder.blocks[block].register_forward_hook(self.keep)
+
+    def keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.early = output
+
+    def hint(self, tokens: Tensor) -> Tensor:
+        """Mean nats of naming the tokens before; of the call that came last."""
+        x = F.rms_norm(self.early, self.early.shape[-1:])
+        losses = [
+            F.cross_entropy(
+                F.linear(head(x[:, age:]), self.decoder.embed.weight).flatten(0, 1).float(),
+                tokens[:, :-age].flatten().long(),
+            )
+            for age, head in enumerate(self.back, start=1)
+        ]
+        return torch.stack(losses).mean()
+
+
+class CartridgesTeacher(DecoderTraining):
+    """Trains a decoder on documents of statements with prompts."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: StatementsData,
+        processes: Processes,
+        device: torch.device,
+    ) -> None:
+        assert isinstance(config.recipe, CartridgesTeacherConfig)
+        self.recipe, self.data, self.exam = config.recipe, data, {}
+        super().__init__(config, data, processes, device)
+
+    def trained(self) -> nn.Module:
+        hinted = Hinted(self.model, self.recipe.hint_block).to(self.model.embed.weight.device)
+        generator = torch_generator(self.config.seed, "hint", device=self.model.embed.weight.device)
+        for head in hinted.back:
+            nn.init.normal_(head.weight, std=head.weight.shape[1] ** -0.5, generator=generator)
+        return hinted
+
+    def step(self, batch: dict[str, Any]) -> dict[str, Tensor | float]:
+        positions = torch.from_numpy(batch["positions"]).long().to(self.trainer.device)
+        rows = {key: value for key, value in batch.items() if key != "positions"}
+        return self.trainer.update(rows, lambda part: self.loss_at(part, positions))
+
+    def loss_at(self, batch: Batch, positions: Tensor) -> Tensor:
+        """The loss of sequences at some positions."""
+        tokens, weight = batch["tokens"], batch["weight"]
+        logits = self.model(tokens[:, :-1], positions=positions[:-1])
+        nats = F.cross_entropy(
+            logits.float().flatten(0, 1), tokens[:, 1:].flatten().long(), reduction="none"
+        ).view_as(weight)
+        loss = (nats * weight).sum() / weight.sum()
+        if not self.recipe.hint_weight:
+            return loss
+        return loss + self.recipe.hint_weight * self.trainer.model.hint(tokens[:, :-1])  # type: ignore[operator]
+
+    @torch.no_grad()
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """Accuracy with the document in context, by its number of statements; final: and without.
+
+        The mean over the kinds of questions, and each.
+        """
+        count = self.recipe.eval_documents if final else -(-self.recipe.eval_documents // 4)
+        found = {}
+        with self.trainer.averaged_weights(), self.trainer.autocast():
+            for number in sorted(self.data.config.statements):
+                documents = self.data.heldout(count, number)
+                self.exam[str(number)] = examine(documents, in_context(self.model, documents))
+                if final:
+                    nothing = in_context(self.model, [d.part(0, 0) for d in documents])
+                    self.exam[f"{number}_without"] = examine(documents, nothing)
+            for name, grades in self.exam.items():
+                found |= {f"eval/{name}/{k}": grade["accuracy"] for k, grade in grades.items()}
+        return found
+
+    def summary(self) -> dict[str, Any]:
+        """Sizes and grades."""
+        return {"parameters": self.parameters, "exam": self.exam}
+
+
+def in_context(
+    model: Transformer, documents: Sequence[Documents | np.ndarray], rows: int = 256
+) -> Answer:
+    """Answers with the document that a question is about before it.
+
+    Args:
+        documents: or the tokens [1, t] of what stands before the questions about each.
+        rows: questions that are read together.
+    """
+    texts = np.concatenate([d.tokens if isinstance(d, Documents) else d for d in documents])
+    device = model.embed.weight.device
+
+    def answer(asked: Questions) -> np.ndarray:
+        found = []
+        for first in range(0, len(asked), rows):
+            part = slice(first, first + rows)
+            tokens = np.concatenate([texts[asked.owners[part]], asked.tokens[part]], axis=1)
+            hidden = model.hidden(torch.from_numpy(tokens).long().to(device))[:, -1]
+            found.append(model.logits(hidden).argmax(-1).cpu().numpy())
+        return np.concatenate(found)
+
+    return answer
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    check_parts(
+        config, CartridgesTeacherConfig, ("transformer",), (StatementsConfig,), "statements"
+    )
+    assert isinstance(config.recipe, CartridgesTeacherConfig)
+    if config.recipe.hint_block >= config.model.num_layers:  # type: ignore[attr-defined]
+        raise UserError(
+            f"recipe.hint_block={config.recipe.hint_block} must be below model.num_layers"
+        )
+
+
+def build(config: TrainConfig, processes: Processes, device: torch.device) -> CartridgesTeacher:
+    """The recipe of `config` with its data, its model initialised on `device`."""
+    check(config)
+    assert isinstance(config.data, StatementsConfig)
+    rank, world = processes.rank, processes.world
+    data = StatementsData(config.data, seed=config.seed, rank=rank, world=world)
+    return CartridgesTeacher(config, data, processes, device)
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Sizes of the run, from the meta device. No data is read."""
+    check(config)
+    return estimate_decoder(config)
