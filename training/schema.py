@@ -20,11 +20,13 @@ from training.data.config import (
     FilesConfig,
     HubConfig,
     MarkovConfig,
+    SelfStudyConfig,
     StatementsConfig,
     StdlibConfig,
 )
 from training.fields import at_least, free, within
 from training.recipes.config import (
+    CartridgesConfig,
     CartridgesTeacherConfig,
     FastWeightsConfig,
     LanguageModelConfig,
@@ -218,6 +220,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "fast_weights": FastWeightsConfig,
         "ttt_e2e": TTTE2ERecipeConfig,
         "cartridges_teacher": CartridgesTeacherConfig,
+        "cartridges": CartridgesConfig,
     },
     "model": {"transformer": TransformerConfig, "ttt_e2e": TTTE2EConfig},
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
@@ -228,6 +231,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "markov": MarkovConfig,
         "facts": FactsConfig,
         "statements": StatementsConfig,
+        "self_study": SelfStudyConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
 }

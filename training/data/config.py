@@ -321,6 +321,10 @@ class StatementsConfig(DataConfig):
         )
         for key in ("curriculum_steps", "gap", "context_weight"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0", "try 0")
+        self.check_length()
+
+    def check_length(self) -> None:
+        """A sequence holds a document and prompts."""
         longest = statements_length(max(self.statements))
         _require(
             self.seq_len > longest,
@@ -334,6 +338,60 @@ class StatementsConfig(DataConfig):
     def vocab_size(self) -> int:
         """Words, then keys, then values."""
         return STATEMENT_WORDS + self.keys + self.values
+
+
+@dataclass
+class SelfStudyConfig(StatementsConfig):
+    """Conversations about a few documents of statements, to train cartridges on."""
+
+    name: str = "self_study"
+    "Which data: the stem of its file."
+    statements: list[int] = field(default_factory=lambda: [31])
+    "Number of statements of a document."
+    documents: int = 6
+    "Documents that are studied side by side, each by itself."
+    asked: float = 0.5
+    "Share of the statements that are asked for directly; the others are seen in rewritings only."
+    prompts: dict[str, float] = field(
+        default_factory=lambda: {"what": 4.0, "list": 2.0, "json": 2.0, "flip": 2.0, "none": 1.0}
+    )
+    "How often each kind of prompt comes, relative to the others."
+    chunk: int | None = None
+    "Tokens of the document that the teacher sees; null for all."
+    disjoint: bool = False
+    "Give every document keys of its own, so that a question tells which one it is about."
+    scrambled: bool = False
+    "Control: study documents whose objects are shuffled among the statements."
+    seq_len: int = 48
+    "Tokens predicted per conversation, T."
+    batch_size: int = 8
+    "Conversations per document and step."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(len(self.statements) == 1, "statements", self.statements, "one number", "keep one")
+        _require(self.documents >= 1, "documents", self.documents, "at least 1", "raise it")
+        share = self.keys // self.documents
+        _require(
+            not self.disjoint or share > self.statements[0],
+            "disjoint",
+            self.disjoint,
+            f"more than {self.statements[0]} keys for each of {self.documents} documents",
+            "lower data.statements or data.documents, or raise data.keys",
+        )
+        _require(0 <= self.asked <= 1, "asked", self.asked, "a share", "try 0.5")
+        whole = statements_length(self.statements[0])
+        _require(
+            self.chunk is None or 16 <= self.chunk <= whole,
+            "chunk",
+            self.chunk,
+            f"16 to {whole} tokens",
+            "use null for the whole document",
+        )
+
+    def check_length(self) -> None:
+        """A conversation holds a prompt: the document itself is not part of it."""
+        _require(self.seq_len >= 8, "seq_len", self.seq_len, "at least 8", "try 48")
 
 
 PROMPTS = ("what", "give", "who", "hop", "none", "list", "json", "flip")

@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from training.data.config import FactsConfig, MarkovConfig, StatementsConfig
+from training.data.config import FactsConfig, MarkovConfig, SelfStudyConfig, StatementsConfig
 from training.data.corpus import DataError
 from training.data.order import rank_slice
 
-Config = TypeVar("Config", MarkovConfig, FactsConfig, StatementsConfig)
+Config = TypeVar("Config", MarkovConfig, FactsConfig, StatementsConfig, SelfStudyConfig)
 
 
 class GeneratedData(Generic[Config]):

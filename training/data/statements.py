@@ -183,12 +183,21 @@ class StatementsData(GeneratedData[StatementsConfig]):
 
 
 def draw(
-    config: StatementsConfig, rng: np.random.Generator, count: int, stated: int
+    config: StatementsConfig,
+    rng: np.random.Generator,
+    count: int,
+    stated: int,
+    keys: Int32[np.ndarray, " k"] | None = None,
 ) -> Documents:
-    """`count` documents of one layout, each of `statements_length(stated)` tokens."""
+    """`count` documents of one layout, each of `statements_length(stated)` tokens.
+
+    Args:
+        keys: those that they may use, 0 to config.keys - 1; None: all.
+    """
     n = stated
     replaced, links = relations(rng, n, config.conflicts, config.links)
-    names = rng.random((count, config.keys)).argsort(axis=1).astype(np.int32) + len(WORDS)
+    known = np.arange(config.keys) if keys is None else keys
+    names = known[rng.random((count, len(known))).argsort(axis=1)].astype(np.int32) + len(WORDS)
     subjects, absent = names[:, :n].copy(), names[:, n:]
     values = rng.random((count, config.values)).argsort(axis=1).astype(np.int32)
     objects = values[:, :n] + len(WORDS) + config.keys

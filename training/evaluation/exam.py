@@ -118,10 +118,13 @@ def grade(asked: Questions, answer: Answer, documents: int) -> dict[str, Any] | 
 
 
 def examine(
-    documents: Sequence[Documents], answer: Answer, kinds: Sequence[str] = tuple(FORMS)
+    documents: Sequence[Documents],
+    answer: Answer,
+    kinds: Sequence[str] = tuple(FORMS),
+    among: Sequence[Sequence[int]] | None = None,
 ) -> dict[str, Any]:
-    """Kind of question -> grade, for those that the documents allow."""
+    """Kind of question -> grade, for those that the documents allow; `among` as of `questions`."""
     grades = {
-        kind: grade(questions(documents, kind), answer, len(documents)) for kind in kinds
+        kind: grade(questions(documents, kind, among), answer, len(documents)) for kind in kinds
     }
     return {kind: found for kind, found in grades.items() if found is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from models.language.config import InnerOrder
@@ -146,3 +147,77 @@ class CartridgesTeacherConfig(LanguageModelConfig):
         super().__post_init__()
         at_least(self, "recipe", 1, "eval_documents")
         at_least(self, "recipe", 0, "hint_weight", "hint_block")
+
+
+class Start(StrEnum):
+    """What the rows of a cartridge are before they are trained."""
+
+    first = "first"  # the document's first tokens
+    chunks = "chunks"  # tokens sampled from all over the document
+    unrelated = "unrelated"  # the first tokens of another document
+    random = "random"  # normal vectors
+
+
+class Objective(StrEnum):
+    """What a cartridge is trained towards."""
+
+    distill = "distill"  # the answers of a model that sees the document: their distribution
+    labels = "labels"  # the answers' tokens
+    next_token = "next_token"  # the document itself
+
+
+class Adapter(StrEnum):
+    """Where the document goes."""
+
+    rows = "rows"  # rows of keys and values before the sequence: a cartridge
+    lora = "lora"  # low-rank changes of the weights, of as many bytes
+
+
+@dataclass
+class CartridgesConfig(RecipeConfig):
+    """Training of cartridges by self-study, each for a document of its own."""
+
+    name: str = "cartridges"
+    "Which recipe: the stem of its file."
+    weights: str = "experiments/cartridges/teacher"
+    "The model they are trained in, which stays as it is: a directory, or a name on the hub."
+    tokens: int = 32
+    "Rows p of a cartridge: the memory of so many tokens. Of LoRA: the rank with as many bytes."
+    page: int = 64
+    "Rows of a page of the cache: the cartridge is stored if tokens is a multiple of it."
+    start: Start = Start.first
+    "first, chunks, unrelated or random."
+    frozen: int = 1
+    "First rows that are not trained: the attention sink."
+    adapter: Adapter = Adapter.rows
+    "rows or lora."
+    objective: Objective = Objective.distill
+    "distill, labels or next_token."
+    top_k: int = 20
+    "Most likely tokens of the teacher that are distilled."
+    jitter: int = 0
+    "Conversations begin at a position up to this many after the cartridge, in training."
+    distractors: int = 0
+    "Other documents' cartridges that stand before a conversation in some of the steps."
+    distracted: float = 0.25
+    "Share of those steps (mixed visibility)."
+    eval_offsets: list[int] = field(default_factory=list)
+    "Positions after the cartridge at which the final exam is repeated."
+    eval_composed: list[int] = field(default_factory=list)
+    "Numbers of cartridges that stand together in further final exams."
+    activation_checkpointing: bool = False
+    "Recompute each block in the backward pass instead of keeping its activations."
+
+    def __post_init__(self) -> None:
+        at_least(self, "recipe", 1, "tokens", "page", "top_k")
+        at_least(self, "recipe", 0, "frozen", "jitter", "distractors")
+        within(self, "recipe", 0.0, 1.0, "distracted")
+        if self.frozen >= self.tokens:
+            raise ValueError(
+                f"recipe.frozen={self.frozen} must be below recipe.tokens={self.tokens}"
+            )
+        if self.adapter == Adapter.lora and (self.distractors or self.eval_composed):
+            raise ValueError(
+                "recipe.adapter=lora has no rows that could stand together: set "
+                "recipe.distractors=0 and recipe.eval_composed=[]"
+            )
