@@ -30,6 +30,7 @@ from training.recipes.config import (
     CartridgesTeacherConfig,
     FastWeightsConfig,
     LanguageModelConfig,
+    MemoryBudgetConfig,
     RecipeConfig,
     TTTE2ERecipeConfig,
 )
@@ -221,6 +222,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "ttt_e2e": TTTE2ERecipeConfig,
         "cartridges_teacher": CartridgesTeacherConfig,
         "cartridges": CartridgesConfig,
+        "memory_budget": MemoryBudgetConfig,
     },
     "model": {"transformer": TransformerConfig, "ttt_e2e": TTTE2EConfig},
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m

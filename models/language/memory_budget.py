@@ -33,8 +33,8 @@ from torch import Tensor
 from models.language.config import TransformerConfig, matmul_parameters
 from models.language.inference.cache import KVCache
 from models.language.mixers import Past
-from models.language.prefix import Prefix, Reading, join, no_prefix, read
-from models.language.presses import Scores, press
+from models.language.prefix import Prefix, Reading, no_prefix, read
+from models.language.presses import Scores, press, snapkv
 from models.language.quantised import Codes, QuantisedPrefix, quantise
 from models.language.transformer import Transformer
 
@@ -72,14 +72,14 @@ class ContextMemory(ABC):
 
     def export(self, state: State, document: int, path: Path) -> int:
         """Write one document's state; returns the bytes of the file, which is what is stored."""
-        own = {name: x[document : document + 1].contiguous().cpu() for name, x in state.items()}
-        save_file(own, path)
+        own = {name: x[document : document + 1].cpu() for name, x in state.items()}
+        save_file({name: x.contiguous() for name, x in without_absent(own).items()}, path)
         return path.stat().st_size
 
     def load(self, path: Path) -> State:
         """The state of one document."""
         device = self.model.embed.weight.device
-        return {name: x.to(device) for name, x in load_file(path).items()}
+        return with_absent({name: x.to(device) for name, x in load_file(path).items()})
 
 
 def forward_flops(config: TransformerConfig, tokens: float, before: float = 0.0) -> float:
@@ -224,6 +224,44 @@ class Quantised(PrefixMemory):
         return self.coded(state).num_bytes / len(state["position"])
 
 
+class QueryAware(PrefixMemory):
+    """What SnapKV keeps with the question in view: one answer is faster, nothing is compressed.
+
+    Its state is the text, which every question reads anew; what is resident is what was kept for it.
+
+    Args:
+        keep: rows of each head.
+    """
+
+    def __init__(self, model: Transformer, keep: int) -> None:
+        super().__init__(model)
+        self.rows = keep
+
+    def init(self, documents: int) -> State:
+        return {"tokens": torch.zeros(documents, 0, dtype=torch.int32)}
+
+    def absorb(self, tokens: Tensor) -> State:
+        self.length = tokens.shape[1]
+        return {"tokens": tokens.int()}
+
+    @torch.no_grad()
+    def score(self, state: State, questions: Tensor, owner: Tensor) -> Tensor:
+        texts = state["tokens"][owner].long()
+        reading = read(self.model, torch.cat([texts, questions], dim=1))
+        scores = snapkv(reading, question=questions.shape[1])
+        kept = press(reading, scores, self.rows, rows=texts.shape[1])
+        return self.model(questions, cache=kept)
+
+    def resident_bytes(self, state: State) -> float:
+        return self.rows * row_bytes(self.model)
+
+    def flops(self, what: str, tokens: int) -> float:
+        if what == "absorb":
+            return 0.0
+        again = forward_flops(self.config, self.length + tokens)
+        return again + forward_flops(self.config, tokens, self.rows)
+
+
 class FastWeightMemory(ContextMemory):
     """What a model with fast weights keeps: the state of each layer, whatever was read.
 
@@ -312,6 +350,30 @@ def unpack(state: State) -> Prefix:
     return Prefix(rows, int(state["position"][0]), counts)
 
 
-def joined(memories: list[State], position: int) -> State:
-    """States of prefixes one after the other."""
-    return pack(join([unpack(state) for state in memories], position))
+def without_absent(state: State) -> State:
+    """One document's state, of whose rows [1, p, kv, hd] only those that a head has are left,
+    [rows of all heads, hd], head by head."""
+    found = dict(state)
+    for name in state:
+        if name.startswith("counts."):
+            i, counts = name.removeprefix("counts."), state[name][0]
+            for side in ("keys", "values"):
+                rows = state[f"{side}.{i}"][0]  # right-aligned
+                own = [rows[len(rows) - n :, head] for head, n in enumerate(counts.tolist())]
+                found[f"{side}.{i}"] = torch.cat(own)
+    return found
+
+
+def with_absent(state: State) -> State:
+    """The inverse of `without_absent`."""
+    found = dict(state)
+    for name in state:
+        if name.startswith("counts."):
+            i, counts = name.removeprefix("counts."), state[name][0].tolist()
+            for side in ("keys", "values"):
+                own = state[f"{side}.{i}"].split(counts)
+                table = own[0].new_zeros(1, max(counts), len(counts), own[0].shape[-1])
+                for head, rows in enumerate(own):
+                    table[0, max(counts) - len(rows) :, head] = rows
+                found[f"{side}.{i}"] = table
+    return found

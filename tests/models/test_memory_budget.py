@@ -15,6 +15,7 @@ from models.language.memory_budget import (
     NoContext,
     Pressed,
     Quantised,
+    QueryAware,
     forward_flops,
     row_bytes,
 )
@@ -53,6 +54,7 @@ MEMORIES = {
     "key_norm": lambda m: Pressed(m, 8, presses.key_norm),
     "snapkv": lambda m: Pressed(m, 8, partial(presses.snapkv, window=4)),
     "adaptive": lambda m: Pressed(m, 8, partial(presses.snapkv, window=4), adaptive=True),
+    "aware": lambda m: QueryAware(m, 8),
     "int4": lambda m: Quantised(m, 4, group=8),
     "window": lambda m: Window(m, 9),
     "bm25": lambda m: Lookup(m, 9, {END}),
@@ -93,7 +95,7 @@ def test_resident_bytes_are_what_the_answers_attend_to(model):
     row, tokens = row_bytes(model), texts()
     assert row == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, width, bytes
     for name, rows in {
-        "full": 33, "none": 1, "key_norm": 8, "snapkv": 8, "adaptive": 8, "window": 9,
+        "full": 33, "none": 1, "key_norm": 8, "snapkv": 8, "adaptive": 8, "aware": 8, "window": 9,
         "compaction": 9,
     }.items():  # fmt: skip
         memory = MEMORIES[name](model)
@@ -103,6 +105,14 @@ def test_resident_bytes_are_what_the_answers_attend_to(model):
     state = Quantised(model, 4, group=8).absorb(tokens)
     coded = 2 * (32 * 2 * 8 // 2) + 4 * 2 * 8 * 2 * 2 + 32 * 2 * 2 * 2  # codes, key, value scales
     assert Quantised(model, 4, group=8).resident_bytes(state) == 2 * coded + row
+
+
+def test_heads_that_keep_less_are_stored_in_less(model, tmp_path):
+    tokens, sizes = texts(), {}
+    for name in ("snapkv", "adaptive"):
+        memory = MEMORIES[name](model)
+        sizes[name] = memory.export(memory.absorb(tokens), 0, tmp_path / name)
+    assert abs(sizes["snapkv"] - sizes["adaptive"]) < 300  # the counts and their names
 
 
 def test_with_room_for_everything_all_are_the_full_context(model):

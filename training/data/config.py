@@ -261,8 +261,8 @@ class StatementsConfig(DataConfig):
     "Number of distinct values, their objects."
     statements: list[int] = field(default_factory=lambda: [4, 8, 16, 31])
     "Numbers of statements of a document, four tokens or less each."
-    curriculum_steps: int = 0
-    "Steps over which the numbers are introduced, the smallest first."
+    from_step: list[int] = field(default_factory=list)
+    "Step from which on documents have each of these numbers, in rising order; [] for all at once."
     conflicts: float = 0.1
     "Share of the statements, in pairs, of which the later one replaces the object of the other."
     links: float = 0.2
@@ -319,7 +319,17 @@ class StatementsConfig(DataConfig):
             f"shares of {', '.join(PROMPTS)}, some above 0",
             "remove the others",
         )
-        for key in ("curriculum_steps", "gap", "context_weight"):
+        _require(
+            self.statements == sorted(set(self.statements))
+            and self.from_step in ([], sorted(self.from_step))
+            and len(self.from_step) in (0, len(self.statements))
+            and not any(self.from_step[:1]),
+            "from_step",
+            self.from_step,
+            f"a step for each of data.statements={self.statements}, both rising, the first 0",
+            "use [] for no curriculum",
+        )
+        for key in ("gap", "context_weight"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0", "try 0")
         self.check_length()
 
@@ -353,7 +363,14 @@ class SelfStudyConfig(StatementsConfig):
     asked: float = 0.5
     "Share of the statements that are asked for directly; the others are seen in rewritings only."
     prompts: dict[str, float] = field(
-        default_factory=lambda: {"what": 4.0, "list": 2.0, "json": 2.0, "flip": 2.0, "none": 1.0}
+        default_factory=lambda: {
+            "what": 4.0,
+            "hop": 1.0,
+            "list": 2.0,
+            "json": 2.0,
+            "flip": 2.0,
+            "none": 1.0,
+        }
     )
     "How often each kind of prompt comes, relative to the others."
     chunk: int | None = None

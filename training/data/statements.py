@@ -150,13 +150,10 @@ class StatementsData(GeneratedData[StatementsConfig]):
         }
 
     def stated(self, rng: np.random.Generator, step: int) -> int:
-        """Statements of a batch's documents: by the curriculum the most so far, or fewer."""
-        numbers = sorted(self.config.statements)
-        stages = self.config.curriculum_steps
-        reached = len(numbers) if step >= stages else 1 + step * len(numbers) // stages
-        if rng.random() < 0.3:
-            return int(numbers[rng.integers(reached)])
-        return int(numbers[reached - 1])
+        """Statements of a batch's documents: in half of the batches the most so far, or fewer."""
+        numbers = self.config.statements
+        reached = sum(step >= first for first in self.config.from_step or [0] * len(numbers))
+        return int(numbers[reached - 1 if rng.random() < 0.5 else rng.integers(reached)])
 
     def prompt(
         self, rng: np.random.Generator, documents: Documents, last: int, asked: set[Any]

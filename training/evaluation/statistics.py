@@ -76,3 +76,28 @@ def wilson_interval(successes: int, trials: int, level: float = LEVEL) -> tuple[
     centre = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * math.sqrt((share * (1 - share) + weight / 4) / trials)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_bootstrap(
+    right: Sequence[float], asked: Sequence[float], resamples: int = 10_000, level: float = LEVEL
+) -> tuple[float, float]:
+    """Percentile interval of a share over questions that are clustered, e.g. in documents.
+
+    Whole clusters are drawn with replacement, sum of right over sum of asked each time.
+
+    Args:
+        right: right answers of each cluster; for a paired difference, of one system less those of
+            the other on the same questions.
+        asked: questions of each cluster.
+    """
+    import numpy as np
+
+    numerator, denominator = np.asarray(right, float), np.asarray(asked, float)
+    if len(numerator) != len(denominator) or not denominator.sum() > 0:
+        raise ValueError(f"{len(numerator)} and {len(denominator)} clusters, or no questions")
+    rng = np.random.Generator(np.random.Philox(0))
+    drawn = rng.integers(len(numerator), size=(resamples, len(numerator)))
+    total = denominator[drawn].sum(1)
+    shares = numerator[drawn].sum(1)[total > 0] / total[total > 0]
+    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

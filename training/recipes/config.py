@@ -221,3 +221,45 @@ class CartridgesConfig(RecipeConfig):
                 "recipe.adapter=lora has no rows that could stand together: set "
                 "recipe.distractors=0 and recipe.eval_composed=[]"
             )
+
+
+MEMORIES = (
+    *("full", "none", "window", "bm25", "embedding", "compaction"),
+    *("random", "random_per_head", "streaming_llm", "key_norm", "snapkv", "snapkv_adaptive"),
+    *("tova", "h2o", "expected_attention", "keydiff", "kvzip", "kvzip_adaptive", "snapkv_aware"),
+    *("int8", "int4", "int2", "cartridge", "lora"),
+)
+"Names of memories; fast weights come by the directory of their model."
+
+
+@dataclass
+class MemoryBudgetConfig(RecipeConfig):
+    """Every memory of the same documents, at equal resident bytes."""
+
+    name: str = "memory_budget"
+    "Which recipe: the stem of its file."
+    weights: str = "experiments/cartridges/teacher"
+    "The model that reads and answers: a directory, or a name on the hub."
+    memories: list[str] = field(default_factory=lambda: list(MEMORIES))
+    "Which ones."
+    ratios: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
+    "Budgets: the bytes of the document's keys and values divided by each."
+    fast_weights: list[str] = field(default_factory=list)
+    "Directories of models with fast weights, which read and answer by themselves."
+    study_steps: int = 200
+    "Training steps of a cartridge and of LoRA."
+    cartridge_lr: float = 0.1
+    "Peak learning rate of a cartridge's rows."
+    lora_lr: float = 0.01
+    "Peak learning rate of LoRA's factors."
+    window: int = 16
+    "Queries of SnapKV's window, at most half of the budget."
+
+    def __post_init__(self) -> None:
+        at_least(self, "recipe", 1, "study_steps", "window")
+        if unknown := [name for name in self.memories if name not in MEMORIES]:
+            raise ValueError(f"recipe.memories={unknown} are unknown: use {', '.join(MEMORIES)}")
+        if any(ratio < 2 for ratio in self.ratios) or len(set(self.ratios)) != len(self.ratios):
+            raise ValueError(f"recipe.ratios={self.ratios} must be different numbers from 2 on")
+        if not (self.cartridge_lr > 0 and self.lora_lr > 0):
+            raise ValueError("recipe.cartridge_lr and recipe.lora_lr must be > 0")
