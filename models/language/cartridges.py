@@ -29,6 +29,9 @@ from models.language.prefix import Prefix, join, read
 from models.language.transformer import Transformer
 
 
+NAMES = ("keys", "values")
+
+
 class CartridgeRows(nn.Module):
     """The rows as parameters.
 
@@ -42,13 +45,11 @@ class CartridgeRows(nn.Module):
         if not 0 <= frozen < start.rows:
             raise ValueError(f"frozen={frozen} must leave some of the {start.rows} rows to train")
         self.position = start.position
-        keys, values = zip(*start.layers, strict=True)
-        for name, layers in (("keys", keys), ("values", values)):
-            fixed = [x[..., :frozen, :, :].detach().clone() for x in layers]
-            trained = [nn.Parameter(x[..., frozen:, :, :].detach().clone()) for x in layers]
-            for i, x in enumerate(fixed):
-                self.register_buffer(f"sink_{name}_{i}", x)
-            setattr(self, name, nn.ParameterList(trained))
+        self.keys, self.values = nn.ParameterList(), nn.ParameterList()
+        for i, layer in enumerate(start.layers):
+            for name, rows, x in zip(NAMES, (self.keys, self.values), layer, strict=True):
+                self.register_buffer(f"sink_{name}_{i}", x[..., :frozen, :, :].detach().clone())
+                rows.append(nn.Parameter(x[..., frozen:, :, :].detach().clone()))
 
     def forward(self) -> Prefix:
         """The rows as the prefix that a model takes."""

@@ -74,9 +74,7 @@ class Lora(nn.Module):
 def targets(model: Transformer) -> dict[str, Tensor]:
     """Name -> weight of every projection of attention."""
     return {
-        name: weight
-        for name, weight in model.named_parameters()
-        if name.split(".")[-2] in TARGETS
+        name: weight for name, weight in model.named_parameters() if name.split(".")[-2] in TARGETS
     }
 
 

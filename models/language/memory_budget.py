@@ -207,14 +207,19 @@ class Quantised(PrefixMemory):
 
     def coded(self, state: State) -> QuantisedPrefix:
         """The codes of every document."""
-        sides = (
-            tuple(
-                Codes(*(state[f"{x}.{name}.{i}"] for x in ("packed", "scale", "zero")), self.bits)
+
+        def codes(name: str) -> tuple[Codes, ...]:
+            return tuple(
+                Codes(
+                    state[f"packed.{name}.{i}"],
+                    state[f"scale.{name}.{i}"],
+                    state[f"zero.{name}.{i}"],
+                    self.bits,
+                )
                 for i in range(self.config.num_layers)
             )
-            for name in ("keys", "values")
-        )
-        return QuantisedPrefix(*sides, unpack(state))
+
+        return QuantisedPrefix(codes("keys"), codes("values"), unpack(state))
 
     def prefix(self, state: State) -> Prefix:
         return self.coded(state).prefix()
@@ -227,7 +232,7 @@ class Quantised(PrefixMemory):
 class QueryAware(PrefixMemory):
     """What SnapKV keeps with the question in view: one answer is faster, nothing is compressed.
 
-    Its state is the text, which every question reads anew; what is resident is what was kept for it.
+    Its state is the text, which every question reads anew; what was kept for it is resident.
 
     Args:
         keep: rows of each head.

@@ -21,7 +21,7 @@ and it is query-aware, which speeds up one answer and compresses nothing.
     kvzip              most attention while the context is   Kim et al., 2025, arXiv:2505.23416
                        repeated
 
-H2O evicts while it reads; here, as in NVIDIA's kvpress, it ranks once at the end (as do all others).
+H2O evicts while it reads; here, as in NVIDIA's kvpress, it ranks once at the end.
 KVzip scores chunks of a long context one after the other; here the context is repeated whole.
 
 Dimensions: b sequences, s rows of the context, kv key/value heads, g query heads of each, hd width.
@@ -138,9 +138,7 @@ def snapkv(
     """
     if question:
         return [
-            score_window_attention(
-                q[:, -question:], k, kernel_size=kernel_size, keep_window=True
-            )
+            score_window_attention(q[:, -question:], k, kernel_size=kernel_size, keep_window=True)
             for q, k in zip(reading.queries, reading.keys, strict=True)
         ]
     window = min(window, reading.keys[0].shape[1])
@@ -181,6 +179,7 @@ def expected_attention(reading: Reading, *, future: int = 512, sink: int = SINK)
         centred = back - mean[:, None]
         covariance = torch.einsum("b t h i, b t h j -> b h i j", centred, centred) / back.shape[1]
         mean, covariance = average_rotation(mean, covariance, next_cos, next_sin)
+        assert covariance is not None
         mean, covariance = mean.to(k.dtype), covariance.to(k.dtype)
         found.append(score_expected_attention(mean, covariance, k, v, sink=sink))
     return found

@@ -31,9 +31,9 @@ BITS = (2, 4, 8)
 class Codes:
     """A tensor of numbers in few bits."""
 
-    packed: UInt8[Tensor, "..."]
-    scale: Float[Tensor, "..."]
-    zero: Float[Tensor, "..."]
+    packed: UInt8[Tensor, ...]
+    scale: Float[Tensor, ...]
+    zero: Float[Tensor, ...]
     bits: int
 
     @property
@@ -68,9 +68,7 @@ class QuantisedPrefix:
         return Prefix(tuple(layers), self.recent.position)
 
 
-def quantise(
-    prefix: Prefix, bits: int, *, group: int = 32, residual: int = 32
-) -> QuantisedPrefix:
+def quantise(prefix: Prefix, bits: int, *, group: int = 32, residual: int = 32) -> QuantisedPrefix:
     """The codes of a prefix whose layers have as many rows in every head.
 
     Args:
@@ -122,7 +120,7 @@ def encode(x: Tensor, bits: int, dim: int) -> Codes:
     return Codes(packed, scale, zero, bits)
 
 
-def decode(codes: Codes) -> Float[Tensor, "..."]:
+def decode(codes: Codes) -> Float[Tensor, ...]:
     """What codes stand for, in float32."""
     each, bits = 8 // codes.bits, codes.bits
     parts = [(codes.packed >> bits * i) & (2**bits - 1) for i in range(each)]

@@ -38,7 +38,6 @@ from models.language.prefix import Prefix, Reading
 Cache = KVCache | Prefix | Reading
 
 
-
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 

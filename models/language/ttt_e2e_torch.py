@@ -60,7 +60,9 @@ class SlidingAttention(nn.Module):
         q = self.q_norm(self.q_proj(x).unflatten(-1, (-1, hd)))  # [t, h, hd]
         k = torch.cat([memory[0], self.k_norm(self.k_proj(x).unflatten(-1, (-1, hd)))])
         v = torch.cat([memory[1], self.v_proj(x).unflatten(-1, (-1, hd))])  # [s, kv, hd]
-        cos, sin = (y.to(x.dtype) for y in rotary(self.config, torch.arange(len(k), device=x.device)))
+        cos, sin = (
+            y.to(x.dtype) for y in rotary(self.config, torch.arange(len(k), device=x.device))
+        )
         out = attention(
             rotate(q[None], cos[-t:], sin[-t:]), rotate(k[None], cos, sin), v[None],
             window=window, impl=self.impl,

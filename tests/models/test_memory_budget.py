@@ -73,7 +73,7 @@ def test_a_fresh_memory_answers_from_the_file_alone(name, model, tmp_path):
         path = tmp_path / f"{document}.safetensors"
         stored = memory.export(state, document, path)
         assert stored == path.stat().st_size
-        own = OWNER == document
+        own = document == OWNER
         fresh = MEMORIES[name](model)
         again = fresh.score(fresh.load(path), ASKED[own], torch.zeros(int(own.sum()), dtype=int))
         torch.testing.assert_close(again, logits[own], atol=1e-5, rtol=1e-5)

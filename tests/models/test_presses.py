@@ -60,7 +60,7 @@ def test_a_press_that_drops_nothing_changes_nothing(name, model):
 @torch.no_grad()
 def test_the_model_sees_the_best_rows_of_each_head_and_no_others(name, adaptive, model):
     """Against attention over the whole context with a mask that says, per head, what is kept."""
-    context, question = random_tokens(2, 24), random_tokens(2, 5, seed=1)
+    context = random_tokens(2, 24)
     reading = read(model, context)
     scores = scores_of(name, model, reading, context)
     keep, kv = 9, model.config.resolved_kv_heads

@@ -1,9 +1,9 @@
 """Self-study of documents of statements: conversations about them, as a cartridge is trained on.
 
-Cartridges, 2025, arXiv:2506.06266, section 4: a chunk of the corpus and one of a few generic prompts
-make the model talk to itself; a cartridge is then trained to predict the answers as the model does
-that sees the chunk. Here the grammar of `statements.py` writes the questions (`author=grammar`), or
-the model itself does, after `ask` (`author=model`; the recipe lets it).
+Cartridges, 2025, arXiv:2506.06266, section 4: a chunk of the corpus and one of a few generic
+prompts make the model talk to itself; a cartridge is then trained to predict the answers as the
+model does that sees the chunk. Here the grammar of `statements.py` writes the questions, or the
+model itself does, after `ask` (the recipe lets it).
 
 What is asked directly is only a part of the statements, the *asked* ones. The others are seen in
 rewritings (`list`, `json`, `flip`) alone: whether a cartridge answers for them shows that it holds
@@ -12,7 +12,6 @@ the document, not a table of answers.
 
 from __future__ import annotations
 
-
 import numpy as np
 from jaxtyping import Int32
 
@@ -20,7 +19,6 @@ from training.data.config import SelfStudyConfig
 from training.data.generated import GeneratedData
 from training.data.statements import Documents, ask, draw, prompt_unstated
 from training.seeding import numpy_rng
-
 
 DIRECT = ("what", "give", "who", "hop")
 "Kinds of prompts that ask for a statement directly."
@@ -37,7 +35,9 @@ class SelfStudyData(GeneratedData[SelfStudyConfig]):
         asked: of each document, the statements that may be asked for directly.
     """
 
-    def __init__(self, config: SelfStudyConfig, *, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, config: SelfStudyConfig, *, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
         super().__init__(config, seed=seed, rank=rank, world=world)
         count, stated = config.documents, config.statements[0]
         order = numpy_rng(seed, "study/keys").permutation(config.keys)
@@ -154,5 +154,3 @@ def scrambled(document: Documents, rng: np.random.Generator) -> Documents:
     return Documents(
         tokens, document.subjects, objects, document.absent, document.ends, document.replaced, {}
     )
-
-

@@ -1,7 +1,7 @@
 """Documents of statements in several wordings, and questions about them whose answers are exact.
 
     <s>  k3 is v7 ;  v9 of k1 ;  ~2 k4 : k1 ,  k8 v2 ;  k3 v5 ;      a document
-    what k8 = v2 ;   who v9 = k1 ;   hop k4 = v9 ;   list k4 = k4 is k1 ; k8 is v2 ;   what k6 = none ;
+    what k8 = v2 ;  who v9 = k1 ;  hop k4 = v9 ;  list k4 = k4 is k1 ; k8 is v2 ;  what k6 = none ;
 
 A statement gives its subject (a key) its object: a value, or another subject of the document (a
 link, so that a question can take two hops). A subject that is stated again has the later object.
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Int32
 
 from training.data.config import StatementsConfig, statements_length
 from training.data.generated import GeneratedData
@@ -240,7 +240,11 @@ def worded(
 
 
 def statements_for(
-    documents: Documents, kind: str, *, last: int | None = None, among: Collection[int] | None = None
+    documents: Documents,
+    kind: str,
+    *,
+    last: int | None = None,
+    among: Collection[int] | None = None,
 ) -> list[int]:
     """Statements that a prompt of some kind can be about.
 
@@ -285,7 +289,9 @@ def prompt_about(
     return Prompt(kind, _question(kind, subject), _answer(obj), (slot,), stale)
 
 
-def prompt_unstated(documents: Documents, word: str, which: int, *, last: int | None = None) -> Prompt:
+def prompt_unstated(
+    documents: Documents, word: str, which: int, *, last: int | None = None
+) -> Prompt:
     """A question about a key that the first `last` statements do not have."""
     last = documents.count if last is None else last
     later = [

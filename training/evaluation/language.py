@@ -19,7 +19,6 @@ from training.schema import TrainConfig
 
 if TYPE_CHECKING:
     from training.data.language import LanguageData
-    from training.data.markov import MarkovData
 
 
 ModelT = TypeVar("ModelT", bound=TransformerConfig)

@@ -1,8 +1,8 @@
 """Cartridges by self-study (arXiv:2506.06266): a document becomes a few rows of keys and values.
 
-    Z: rows of every layer, started from some text                           (models/language/cartridges.py)
+    Z: rows of every layer, started from some text               models/language/cartridges.py
     repeat:
-        conversations x about the document: questions, and answers           (training/data/self_study.py)
+        conversations x about the document, with answers         training/data/self_study.py
         teacher   p(. | document, x), of each answer's tokens the most likely 20
         student   q(. | Z, x)
         Z <- Adam step on the mean over answer tokens of  sum p (log p - log q)

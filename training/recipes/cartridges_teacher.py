@@ -1,6 +1,6 @@
 """A small decoder that answers from its context: the model that cartridges are trained in.
 
-    loss = sum of weight * -log p(next token) / sum of weight                (answers 1, questions 0)
+    loss = sum of weight * -log p(next token) / sum of weight            (answers 1, questions 0)
          + hint_weight * mean of -log p(token before), -log p(token before that)
 
 Recall needs a head that tells each token what stands before it, and another that looks for it

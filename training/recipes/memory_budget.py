@@ -17,9 +17,10 @@ answers by a key whose values were shuffled after the memory was built.
 from __future__ import annotations
 
 import dataclasses
+import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ from models.language.memory_budget import (
     FastWeightMemory,
     FullContext,
     NoContext,
-    Pressed,
     PrefixMemory,
+    Pressed,
     Quantised,
     QueryAware,
     State,
@@ -48,7 +49,7 @@ from models.language.presses import PRESSES, Scores
 from models.language.retrieval import Compaction, Lookup, Window
 from training.data.config import SelfStudyConfig
 from training.data.self_study import SelfStudyData, scrambled
-from training.data.statements import WORDS, Documents
+from training.data.statements import WORDS
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
@@ -173,7 +174,7 @@ class MemoryBudget:
             key = name if ratio is None else f"{name}_{ratio}"
             self.cells[key] = merged(self.cells.get(key), cell)
             if name in ("full", "none", "cartridge"):
-                found[f"train/{key}"] = share(cell["exam"]["retrieval"])
+                found[f"train/{key}"] = cell["exam"]["retrieval"]["accuracy"]
         return found
 
     def table(self) -> list[tuple[str, int | None]]:
@@ -261,9 +262,7 @@ class MemoryBudget:
             return QueryAware(model, rows)
         scores = self.scores(name.removesuffix("_adaptive"), group, rows)
         readings = 2 if name.startswith("kvzip") else 1
-        return Pressed(
-            model, rows, scores, adaptive=name.endswith("_adaptive"), readings=readings
-        )
+        return Pressed(model, rows, scores, adaptive=name.endswith("_adaptive"), readings=readings)
 
     def scores(self, name: str, group: SelfStudyData, rows: int) -> Callable[[Reading], Scores]:
         """The score of a press."""
@@ -308,7 +307,7 @@ class MemoryBudget:
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Accuracy of every cell so far."""
         return {
-            f"eval/{key}": share(cell["exam"]["retrieval"]) for key, cell in self.cells.items()
+            f"eval/{key}": cell["exam"]["retrieval"]["accuracy"] for key, cell in self.cells.items()
         }
 
     def summary(self) -> dict[str, Any]:
@@ -328,15 +327,11 @@ class MemoryBudget:
         """There is no weight to exchange."""
 
     def state_dict(self) -> dict[str, Any]:
-        import json
-
-        text = json.dumps(self.cells).encode()
-        return {"cells": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+        """The table so far, as text: its rows differ from run to run."""
+        return {"cells": json.dumps(self.cells), "cells_so_far": torch.tensor(len(self.cells))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        import json
-
-        self.cells = json.loads(bytes(state["cells"].tolist()))
+        self.cells = json.loads(state["cells"])
 
 
 def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
@@ -369,10 +364,6 @@ def joined_grades(a: dict[str, Any] | None, b: dict[str, Any] | None) -> dict[st
     return found
 
 
-def share(grades: dict[str, Any]) -> float:
-    return grades["accuracy"]
-
-
 def described(cell: dict[str, Any], whole: float) -> dict[str, Any]:
     """A cell per document: means, intervals, ratios."""
     count = cell["documents"]
@@ -389,12 +380,19 @@ def described(cell: dict[str, Any], whole: float) -> dict[str, Any]:
         for part in ("exam", "controls")
         for kind, grades in cell[part].items()
     }
-    return {**each, **graded, "documents": count, "share_of_context": each["resident_bytes"] / whole}
+    return {
+        **each,
+        **graded,
+        "documents": count,
+        "share_of_context": each["resident_bytes"] / whole,
+    }
 
 
 def lead(cartridge: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Paired difference of retrieval, clustered by document."""
-    ours, theirs = (np.array(c["exam"]["retrieval"]["by_document"], float) for c in (cartridge, other))
+    ours, theirs = (
+        np.array(c["exam"]["retrieval"]["by_document"], float) for c in (cartridge, other)
+    )
     right, asked = ours[:, 0] - theirs[:, 0], ours[:, 1]
     return {
         "mean": float(right.sum() / asked.sum()),

@@ -121,6 +121,7 @@ class KVCache:
     def _advance(self, t: int) -> None:
         """The block table of a step that stores the last t tokens of each sequence."""
         b, device = self.tokens.shape[0], self.tokens.device
+        assert self._paged is not None
         lengths = torch.full((b,), self._before + self.length)
         self._table = BlockTable.create(self._pages, lengths, self._paged, self._slots)
         self._bounds = torch.arange(0, b * t + 1, t, dtype=torch.int32, device=device)

@@ -1,0 +1,245 @@
+"""Training of teachers and cartridges: what moves, what does not, what each arm learns from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.language.cartridges_file import load_cartridge
+from training.config import compose
+from training.distributed import Processes
+from training.errors import UserError
+from training.pretrained import config_of, load_decoder, locate
+from training.recipes import cartridges, cartridges_teacher, memory_budget
+from training.run import run
+from training.run_directory import run_path
+
+CPU = torch.device("cpu")
+MODEL = ["model.d_model=32", "model.num_layers=2", "model.num_heads=2", "model.d_ff=48"]
+SMALL = [
+    *MODEL,
+    "data.keys=24",
+    "data.values=24",
+    "data.statements=[6]",
+    "data.documents=3",
+    "data.batch_size=2",
+    "data.seq_len=24",
+    "loop.steps=2",
+    "report=false",
+]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """A model that was trained for a moment, as a run exports it."""
+    runs = tmp_path_factory.mktemp("teacher")
+    config = compose(
+        [
+            "experiment=cartridges/teacher",
+            *MODEL,
+            f"runs_dir={runs}",
+            "data.keys=24",
+            "data.values=24",
+            "data.statements=[4,6]",
+            "data.from_step=[]",
+            "data.seq_len=64",
+            "data.batch_size=4",
+            "recipe.eval_documents=2",
+            "loop.steps=2",
+            "report=false",
+        ]
+    )
+    results = run(config)
+    assert set(results["exam"]) == {"4", "4_without", "6", "6_without"}
+    return run_path(config)
+
+
+def built(teacher: Path, *overrides: str) -> cartridges.Cartridges:
+    config = compose(
+        ["experiment=cartridges/facts", f"recipe.weights={teacher}", *SMALL, "recipe.tokens=8",
+         *overrides]
+    )  # fmt: skip
+    return cartridges.build(config, Processes(), CPU)
+
+
+def test_the_teacher_exports_a_plain_decoder(teacher):
+    tensors = load_file(teacher / "model.safetensors")
+    assert not any(name.startswith(("back", "decoder")) for name in tensors)
+    model = load_decoder(teacher)
+    assert set(tensors) == {name for name, _ in model.named_parameters()}
+    assert not any(p.requires_grad for p in model.parameters())
+    assert config_of(teacher).d_model == 32
+
+
+def test_the_hint_names_the_tokens_before_and_trains_through_its_block_alone():
+    config = compose(["experiment=cartridges/teacher", *MODEL, "recipe.hint_block=0"])
+    recipe = cartridges_teacher.build(config, Processes(), CPU)
+    batch = recipe.data.batch(0)
+    tokens = torch.from_numpy(batch["tokens"]).long()
+    hinted = recipe.trainer.model
+    recipe.model(tokens[:, :-1])
+    hint = hinted.hint(tokens[:, :-1])
+    hint.backward()
+    assert recipe.model.blocks[0].attention.q_proj.weight.grad.abs().sum() > 0
+    assert recipe.model.blocks[1].attention.q_proj.weight.grad is None
+
+
+@pytest.mark.parametrize("objective", ["distill", "labels", "next_token"])
+@pytest.mark.parametrize("adapter", ["rows", "lora"])
+def test_a_step_moves_every_document_of_its_own_and_no_weight(teacher, objective, adapter):
+    if adapter == "lora" and objective == "next_token":
+        pytest.skip("the same path as labels")
+    recipe = built(teacher, f"recipe.objective={objective}", f"recipe.adapter={adapter}")
+    before = {name: p.clone() for name, p in recipe.student.named_parameters()}
+    recipe.step(recipe.data.batch(0))
+    recipe.step(recipe.data.batch(1))
+    for name, p in recipe.student.named_parameters():
+        changed = (
+            (p != before[name]).flatten(1).any(1) if adapter == "rows" else (p != before[name])
+        )
+        assert changed.all() if adapter == "rows" else changed.any(), name
+    assert recipe.summary()["model_changed"] == 0.0
+
+
+def test_documents_are_trained_side_by_side_and_each_by_itself(teacher):
+    """The gradient of one document's rows does not depend on what the others are."""
+    recipe = built(teacher)
+    batch = recipe.trainer.to_device(recipe.data.batch(0))
+    batch["others"] = torch.zeros(len(batch["owner"]), 0)
+    recipe.loss(batch, 0).backward()
+    together = recipe.student.rows.keys[1].grad.clone()
+    recipe.student.zero_grad()
+    one = {key: value[batch["owner"] == 1] for key, value in batch.items()}
+    recipe.loss(one, 0).backward()
+    alone = recipe.student.rows.keys[1].grad
+    assert (alone[0] == 0).all() and (alone[2] == 0).all()
+    share = (one["weight"] > 0).sum() / (batch["weight"] > 0).sum()
+    torch.testing.assert_close(together[1], alone[1] * share, atol=1e-6, rtol=1e-4)
+
+
+def test_the_loss_is_the_divergence_from_the_model_that_sees_the_document(teacher):
+    recipe = built(teacher, "recipe.top_k=1000")
+    batch = recipe.trainer.to_device(recipe.data.batch(0))
+    batch["others"] = torch.zeros(len(batch["owner"]), 0)
+    tokens, owner = batch["tokens"].long(), batch["owner"].long()
+    context = torch.cat([batch["context"].long(), tokens[:, :-1]], dim=1)
+    p = recipe.teacher(context)[:, recipe.data.length :].log_softmax(-1)
+    rows = recipe.student.rows().map(lambda x: x[owner])
+    q = recipe.teacher(tokens[:, :-1], cache=rows).log_softmax(-1)
+    divergence = (p.exp() * (p - q)).sum(-1)[batch["weight"] > 0].mean()
+    torch.testing.assert_close(recipe.loss(batch, 0), divergence, atol=1e-5, rtol=1e-4)
+
+
+def test_with_the_whole_document_as_rows_nothing_is_left_to_learn(teacher):
+    recipe = built(teacher, "recipe.tokens=32", "recipe.top_k=1000")
+    assert recipe.data.length == 32
+    batch = recipe.trainer.to_device(recipe.data.batch(0))
+    batch["others"] = torch.zeros(len(batch["owner"]), 0)
+    assert recipe.loss(batch, 0).abs() < 1e-5
+    assert recipe.loss(batch, 1).abs() > 1e-4, "one position off"
+
+
+def test_a_chunk_is_all_that_its_teacher_sees(teacher):
+    recipe = built(teacher, "data.chunk=16", "data.asked=1.0")
+    batch = recipe.trainer.to_device(recipe.data.batch(0))
+    assert batch["context"].shape == (6, 16)
+    answers = batch["weight"] > 0
+    tokens, logprobs = recipe.teach(batch, answers)
+    context = torch.cat([batch["context"], batch["tokens"][:, :-1]], dim=1).long()
+    expected = recipe.teacher(context)[:, 16:][answers].log_softmax(-1).topk(20)
+    torch.testing.assert_close(logprobs, expected.values, atol=1e-5, rtol=1e-4)
+    assert torch.equal(tokens, expected.indices)
+
+
+def test_distractors_stand_beside_and_are_never_the_document_itself(teacher):
+    recipe = built(teacher, "recipe.distractors=2", "recipe.distracted=1.0")
+    batch = recipe.data.batch(0)
+    others = recipe.distractors(batch["owner"], np.random.default_rng(0))
+    assert others.shape == (6, 2)
+    for own, row in zip(batch["owner"], others, strict=True):
+        assert own not in row and len(set(row.tolist())) == 2
+    recipe.step(batch)
+    with pytest.raises(UserError, match=r"need 4 documents"):
+        built(teacher, "recipe.distractors=3")
+
+
+def test_a_run_writes_cartridges_that_answer_in_a_fresh_process(teacher, tmp_path):
+    config = compose(
+        ["experiment=cartridges/facts", f"recipe.weights={teacher}", *SMALL, "recipe.tokens=8",
+         "recipe.page=8", "recipe.eval_offsets=[4]", "recipe.eval_composed=[2]",
+         f"runs_dir={tmp_path}"]
+    )  # fmt: skip
+    results = run(config)
+    assert {"asked", "heldout", "all", "foreign", "offset_4", "composed_2"} <= set(results["exam"])
+    assert results["bytes"] * 4 == results["context_bytes"]
+    model = load_decoder(teacher)
+    for i in range(3):
+        prefix, header = load_cartridge(run_path(config) / f"cartridge_{i}.safetensors", model)
+        assert prefix.position == header.tokens == 8 and header.lineage["document"] == i
+
+
+def test_another_model_than_the_configuration_says_is_refused(teacher, tmp_path):
+    with pytest.raises(UserError, match=r"set model\.d_ff=48"):
+        built(teacher, "model.d_ff=64")
+    with pytest.raises(UserError, match="there is no such directory"):
+        built(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"neither model\.json nor config\.json"):
+        built(tmp_path / "empty")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.json").write_text((teacher / "model.json").read_text())
+    (broken / "model.safetensors").write_bytes((teacher / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(UserError, match="missing or damaged"):
+        built(broken)
+    (broken / "model.json").write_text(json.dumps({"name": "ttt_e2e"}))
+    with pytest.raises(UserError, match="does not describe a decoder"):
+        built(broken)
+
+
+def test_a_name_that_the_hub_does_not_know_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="could not be had from the hub"):
+        locate("nobody/nothing-of-this-name")
+
+
+def test_a_memory_budget_measures_every_memory_and_resumes(teacher, tmp_path):
+    overrides = [
+        "experiment=memory_budget/facts", f"recipe.weights={teacher}", *SMALL,
+        "recipe.study_steps=2", "recipe.ratios=[2,4]", f"runs_dir={tmp_path}",
+        "loop.checkpoint_every=1",
+    ]  # fmt: skip
+    whole = run(compose([*overrides, "run=whole"]))
+    stopped = run(compose([*overrides, "run=parts", "loop.max_units=3"]))
+    assert stopped["steps"] == 1
+    parts = run(compose([*overrides, "run=parts"]))
+    assert set(whole["memories"]) == set(parts["memories"])
+    for name, cell in whole["memories"].items():
+        for kind in ("retrieval", "foreign", "shuffled"):
+            assert parts["memories"][name][kind]["accuracy"] == cell[kind]["accuracy"], name
+        for key in ("resident_bytes", "stored_bytes", "absorb_flops", "documents"):
+            assert parts["memories"][name][key] == cell[key], (name, key)
+    cells = whole["memories"]
+    assert cells["full"]["documents"] == 6
+    for name in ("cartridge", "kvzip", "snapkv_adaptive", "random", "window"):
+        assert cells[f"{name}_4"]["share_of_context"] == pytest.approx(0.25), name
+    assert whole["lead"]["cartridge_4"]["mean"] == 0.0
+
+
+def test_estimates_need_no_checkpoint():
+    for name in ("cartridges/facts", "memory_budget/facts", "cartridges/teacher"):
+        config = compose([f"experiment={name}"])
+        module = {
+            "cartridges/facts": cartridges,
+            "memory_budget/facts": memory_budget,
+            "cartridges/teacher": cartridges_teacher,
+        }[name]
+        config = dataclasses.replace(config, seed=5)
+        found = module.estimate(config)
+        assert found.parameters > 0 and found.memory["activations"] > 0
