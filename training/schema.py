@@ -15,6 +15,7 @@ from typing import Any
 from models.config import ModelConfig
 from models.language.config import TransformerConfig, TTTE2EConfig
 from training.data.config import (
+    ConversationsConfig,
     DataConfig,
     FactsConfig,
     FilesConfig,
@@ -234,6 +235,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "facts": FactsConfig,
         "statements": StatementsConfig,
         "self_study": SelfStudyConfig,
+        "conversations": ConversationsConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
 }

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from models.language.prefix import Prefix, join, read
 from models.language.transformer import Transformer
 
-
 NAMES = ("keys", "values")
 
 

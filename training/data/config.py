@@ -272,7 +272,7 @@ class StatementsConfig(DataConfig):
             "what": 3.0,
             "give": 3.0,
             "who": 3.0,
-            "hop": 2.0,
+            "hop": 3.0,
             "none": 1.0,
             "list": 1.0,
             "json": 1.0,
@@ -409,6 +409,28 @@ class SelfStudyConfig(StatementsConfig):
     def check_length(self) -> None:
         """A conversation holds a prompt: the document itself is not part of it."""
         _require(self.seq_len >= 8, "seq_len", self.seq_len, "at least 8", "try 48")
+
+
+@dataclass
+class ConversationsConfig(DataConfig):
+    """Conversations about a corpus, as `afferent synthesise` writes them."""
+
+    name: str = "conversations"
+    "Which data: the stem of its file."
+    path: str = "???"
+    "Directory of the shards."
+    heldout: int = 32
+    "Last conversations, which are kept from training."
+    vocab_size: int = 0
+    "Token ids of the model they are for; 0: the model's own."
+    seq_len: int = 1024
+    "Tokens predicted per conversation, T; longer ones are cut."
+    batch_size: int = 32
+    "Conversations per optimiser step, over all processes."
+
+    def __post_init__(self) -> None:
+        for key in ("heldout", "seq_len", "batch_size"):
+            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1", "raise it")
 
 
 PROMPTS = ("what", "give", "who", "hop", "none", "list", "json", "flip")

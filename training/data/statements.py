@@ -1,7 +1,7 @@
 """Documents of statements in several wordings, and questions about them whose answers are exact.
 
     <s>  k3 is v7 ;  v9 of k1 ;  ~2 k4 : k1 ,  k8 v2 ;  k3 v5 ;      a document
-    what k8 = v2 ;  who v9 = k1 ;  hop k4 = v9 ;  list k4 = k4 is k1 ; k8 is v2 ;  what k6 = none ;
+    what k8 = v2 ;  who v9 = k1 ;  hop k4 = v9 ;  list k4 = k4 = k1 ; k8 = v2 ;  what k6 = none ;
 
 A statement gives its subject (a key) its object: a value, or another subject of the document (a
 link, so that a question can take two hops). A subject that is stated again has the later object.
@@ -38,12 +38,12 @@ WORDS = (
 BEGIN, NONE = WORDS.index("<s>"), WORDS.index("none")
 FIRST_FILLER = WORDS.index("~0")
 
-WORDINGS = ("s o ;", "s is o ;", "o of s ;", "s : o ,")
+WORDINGS = ("s o ;", "s is o ;", "s : o ,", "o of s ;")
 "Of a statement: s its subject, o its object."
 
 QUESTIONS = ("what", "give", "who", "hop", "none")
 "Kinds of prompts whose answer is one token."
-REWRITINGS = {"list": "s is o ;", "json": "s : o ,", "flip": "o of s ;"}
+REWRITINGS = {"list": "s = o ;", "json": "s : o ,", "flip": "o of s ;"}
 "Kind of rewriting -> wording of each statement of the part that is rewritten."
 
 
@@ -202,7 +202,8 @@ def draw(
         subjects[:, later] = subjects[:, earlier]
     for source, target in links.items():
         objects[:, source] = subjects[:, target]
-    wordings = [WORDINGS[i] for i in rng.integers(len(WORDINGS), size=n)]
+    # A link has its subject first: in front, an object is a value.
+    wordings = [WORDINGS[rng.integers(len(WORDINGS) - (i in links))] for i in range(n)]
     filler = statements_length(n) - 1 - sum(len(wording.split()) for wording in wordings)
     before = np.bincount(rng.integers(n, size=filler), minlength=n)
     parts, ends, length = [np.full((count, 1), BEGIN, np.int32)], [], 1

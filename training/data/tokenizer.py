@@ -113,6 +113,10 @@ class FileTokenizer:
         encoded = self._library.encode_batch(texts, add_special_tokens=False)
         return [np.array(item.ids, dtype=dtype) for item in encoded]
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token of the vocabulary, special ones included."""
+        return self._library.token_to_id(token)
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the ids; separators vanish."""
         kept = [int(i) for i in ids if int(i) != self.separator]

@@ -22,8 +22,8 @@ the learning rate is larger, as keys and values of a small model are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +41,18 @@ from models.language.cartridges import (
 from models.language.cartridges_file import fingerprint, save_cartridge
 from models.language.config import TransformerConfig, flops_per_token
 from models.language.lora import Lora, rank_for
-from models.language.prefix import Prefix, join, read
+from models.language.prefix import Prefix, join
 from models.language.transformer import Transformer, num_parameters
-from training.data.config import SelfStudyConfig
+from training.data.config import ConversationsConfig, SelfStudyConfig
+from training.data.conversations import ConversationsData
 from training.data.self_study import SelfStudyData
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate, state_memory, torch_activations
-from training.evaluation.exam import FORMS, Questions, examine
 from training.evaluation.language import config_without_data
+from training.files import replace_with
 from training.pretrained import config_of, load_decoder, locate
+from training.provenance import commit
 from training.recipes.config import (
     Adapter,
     CartridgesConfig,
@@ -63,7 +65,6 @@ from training.seeding import numpy_rng, torch_generator
 from training.torch_step import Batch, TorchStep
 
 FRAMEWORK = "torch"
-EXAM_ROWS = 256  # questions that are answered together
 
 
 class Student(nn.Module):
@@ -124,79 +125,96 @@ class _Hidden(nn.Module):
 
 
 class Cartridges:
-    """Trains a cartridge for each of the data's documents."""
+    """Trains a cartridge for each of some documents; a subclass says how they are judged.
+
+    Args:
+        texts: token ids [documents, t] of what the cartridges are to stand for.
+        unrelated: as many of something else.
+    """
 
     framework = FRAMEWORK
     unit = "tokens"
     remedy = "Lower optim.lr"
 
     def __init__(
-        self, config: TrainConfig, data: SelfStudyData, processes: Processes, device: torch.device
+        self,
+        config: TrainConfig,
+        data: SelfStudyData | ConversationsData,
+        processes: Processes,
+        device: torch.device,
+        texts: np.ndarray,
+        unrelated: np.ndarray,
     ) -> None:
         assert isinstance(config.recipe, CartridgesConfig)
         self.config, self.recipe, self.data = config, config.recipe, data
-        self.processes, self.device, self.exam = processes, device, {}
+        self.processes, self.device = processes, device
         directory = locate(config.recipe.weights)
         check_model(config, directory)
         self.teacher = load_decoder(directory, device=device)
         self.teacher.checkpoint_blocks = config.recipe.activation_checkpointing
         self.fingerprint = fingerprint(self.teacher)
-        self.student = self.started()
+        self.texts, self.documents = texts, len(texts)
+        self.student = self.started(unrelated)
         self.parameters = num_parameters(self.student)
-        self.whole = self.read([document.tokens for document in data.studied])
         self.trainer = TorchStep(
             self.student, [], config.optim, config.scale, processes, config.loop.steps
         )
-        rows = data.config.batch_size * data.config.documents
+        rows = len(data.ids(0))
         self.units_per_step = rows * data.config.seq_len
         length = data.config.seq_len + config.recipe.tokens
         per_token = flops_per_token(self.teacher.config, length)
         self.flops_per_step = self.units_per_step * per_token * 4 / 3  # and the teacher's forward
 
-    @torch.no_grad()
-    def read(self, texts: Sequence[np.ndarray]) -> Prefix:
-        """What the teacher keeps of texts of one length, [documents, t, kv, hd]."""
-        tokens = torch.from_numpy(np.concatenate(texts)).long().to(self.device)
-        return read(self.teacher, tokens).prefix()
-
-    def started(self) -> Student:
+    def started(self, unrelated: np.ndarray) -> Student:
         """The student before its first step."""
-        recipe, data = self.recipe, self.data
+        recipe = self.recipe
         generator = torch_generator(self.config.seed, "cartridge")
         if recipe.adapter == Adapter.lora:
             rank = rank_for(self.teacher.config, recipe.tokens)
-            loras = [Lora(self.teacher, rank, generator=generator) for _ in data.documents]
+            loras = [Lora(self.teacher, rank, generator=generator) for _ in self.texts]
             return Student(self.teacher, None, loras)
-        texts = data.others if recipe.start == Start.unrelated else data.studied
-        tokens = torch.from_numpy(np.concatenate([d.tokens for d in texts])).long().to(self.device)
-        if recipe.start == Start.random:
-            start = random_vectors(self.teacher, tokens[:, :1], recipe.tokens, generator)
-        elif recipe.start == Start.chunks:
-            start = sampled_chunks(self.teacher, tokens, recipe.tokens, generator)
-        else:
-            start = first_tokens(self.teacher, tokens, recipe.tokens)
+        text = unrelated if recipe.start == Start.unrelated else self.texts
+        tokens = torch.from_numpy(text).long().to(self.device)
+        try:
+            if recipe.start == Start.random:
+                start = random_vectors(self.teacher, tokens[:, :1], recipe.tokens, generator)
+            elif recipe.start == Start.chunks:
+                start = sampled_chunks(self.teacher, tokens, recipe.tokens, generator)
+            else:
+                start = first_tokens(self.teacher, tokens, recipe.tokens)
+        except ValueError as error:
+            raise UserError(f"recipe.tokens={recipe.tokens}: {error}; lower it") from error
         return Student(self.teacher, CartridgeRows(start, recipe.frozen), [])
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
         rng = numpy_rng(self.config.seed, "cartridge/step", self.trainer.count)
         offset = int(rng.integers(self.recipe.jitter + 1))
         if self.recipe.objective == Objective.next_token:
-            batch = self.recitation()
+            batch = self.recitation(rng)
         batch["others"] = self.distractors(batch["owner"], rng)
         return self.trainer.update(batch, lambda part: self.loss(part, offset))
 
-    def recitation(self) -> dict[str, np.ndarray]:
-        """The documents themselves, to be continued token by token."""
-        tokens = np.concatenate([document.tokens for document in self.data.studied])
+    def recitation(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The texts themselves, or windows of them, to be continued token by token."""
+        size = self.data.config.seq_len + 1
+        windows = self.texts
+        if windows.shape[1] > 4 * size:
+            starts = rng.integers(windows.shape[1] - size + 1, size=len(self.data.ids(0)))
+            owner = np.arange(len(starts)) % self.documents
+            tokens = np.stack(
+                [windows[i, a : a + size] for i, a in zip(owner, starts, strict=True)]
+            )
+        else:
+            tokens, owner = windows, np.arange(self.documents)
         weight = np.ones((len(tokens), tokens.shape[1] - 1), np.float32)
-        return {"tokens": tokens, "weight": weight, "owner": np.arange(len(tokens), dtype=np.int32)}
+        return {"tokens": tokens, "weight": weight, "owner": owner.astype(np.int32)}
 
     def distractors(self, owner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """[b, n] other documents whose cartridges are visible, too; n = 0 in most steps."""
-        count, documents = self.recipe.distractors, self.data.config.documents
+        count = self.recipe.distractors
         if not count or rng.random() >= self.recipe.distracted:
             return np.zeros((len(owner), 0), np.int64)
-        return others_than(owner, documents, count, rng)
+        return others_than(owner, self.documents, count, rng)
 
     def loss(self, batch: Batch, offset: int) -> Tensor:
         """Mean over the answers' tokens."""
@@ -205,24 +223,25 @@ class Cartridges:
         hidden = self.student.hidden(
             tokens[:, :-1], owner, offset=offset, others=batch["others"].long()
         )[answers]
-        head = self.head
+        head = self.head.to(hidden.dtype)
         if self.recipe.objective != Objective.distill:
-            return linear_cross_entropy(hidden, head.to(hidden.dtype), tokens[:, 1:][answers])
-        likely, logprobs = self.teach(batch, answers)
-        return linear_distillation(hidden, head.to(hidden.dtype), likely, logprobs)
+            return linear_cross_entropy(hidden, head, tokens[:, 1:][answers])
+        return linear_distillation(hidden, head, *self.teach(batch, answers))
 
     @torch.no_grad()
     def teach(self, batch: Batch, answers: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's most likely tokens of each answer's token, and their log-probabilities."""
-        tokens, owner = batch["tokens"].long(), batch["owner"].long()
-        if self.data.config.chunk is None:
-            seen = self.whole.map(lambda x: x[owner])
-        else:
-            seen = read(self.teacher, batch["context"].long()).prefix()
-        hidden = self.teacher.hidden(tokens[:, :-1], cache=seen)[answers]
+        if "likely" in batch:  # recorded when the conversations were made
+            return batch["likely"][answers].long(), batch["logprobs"][answers]
+        tokens = batch["tokens"].long()[:, :-1]
+        hidden = self.teacher.hidden(tokens, cache=self.seen(batch))[answers]
         logprobs = self.teacher.logits(hidden).float().log_softmax(-1)
         found = logprobs.topk(min(self.recipe.top_k, logprobs.shape[-1]), dim=-1)
         return found.indices, found.values
+
+    def seen(self, batch: Batch) -> Prefix:
+        """What stands before the teacher's conversations."""
+        raise NotImplementedError
 
     @property
     def head(self) -> Tensor:
@@ -230,123 +249,33 @@ class Cartridges:
         head = self.teacher.lm_head or self.teacher.embed
         return head.weight
 
-    @torch.no_grad()
-    def evaluate(self, final: bool = False) -> dict[str, float]:
-        """Exams on statements that were asked for in training and on those that were not; final:
-        also with others' cartridges beside, at other positions, about another document, and the
-        loss of the documents themselves."""
-        every, kinds = range(self.data.config.statements[0]), tuple(FORMS)
-        asked = self.data.asked
-        held = [sorted(set(every) - set(own)) for own in asked]
-        with self.trainer.averaged_weights(), self.trainer.autocast():
-            self.exam = {
-                "asked": self.examined(kinds[:2], among=asked),
-                "heldout": self.examined(kinds[:4], among=held),
-            }
-            if final:
-                self.exam |= self.final_exams(held)
-            found = {
-                f"eval/{part}/{kind}": grade["accuracy"]
-                for part, grades in self.exam.items()
-                for kind, grade in grades.items()
-            }
-            if final:
-                found["eval/document_nats"] = self.document_nats()
-        return found
-
-    def final_exams(self, held: list[list[int]]) -> dict[str, Any]:
-        """Part -> kind -> grade."""
-        documents = self.data.config.documents
-        found = {"all": self.examined(tuple(FORMS))}
-        if documents > 1:
-            found["foreign"] = self.examined(("retrieval",), shift=1)
-        for offset in self.recipe.eval_offsets:
-            found[f"offset_{offset}"] = self.examined(("retrieval",), among=held, offset=offset)
-        for count in self.recipe.eval_composed:
-            found[f"composed_{count}"] = self.examined(("retrieval",), composed=count)
-        return found
-
-    def examined(
-        self,
-        kinds: Sequence[str],
-        *,
-        among: list[list[int]] | None = None,
-        shift: int = 0,
-        offset: int = 0,
-        composed: int = 1,
-    ) -> dict[str, Any]:
-        """Grades of the student.
-
-        Args:
-            among: statements that may be asked for.
-            shift: answer from the cartridge of so many documents further on: a control.
-            offset: positions between the cartridge and the question.
-            composed: cartridges that stand together, the document's own among them.
-        """
-        count = self.data.config.documents
-
-        def answer(questions: Questions) -> np.ndarray:
-            found = []
-            for first in range(0, len(questions), EXAM_ROWS):
-                part = slice(first, first + EXAM_ROWS)
-                owner = (questions.owners[part] + shift) % count
-                rng = numpy_rng(self.config.seed, "exam/others", first)
-                others = others_than(owner, count, composed - 1, rng)
-                hidden = self.student.hidden(
-                    torch.from_numpy(questions.tokens[part]).long().to(self.device),
-                    torch.from_numpy(owner).long().to(self.device),
-                    offset=offset,
-                    others=torch.from_numpy(others).to(self.device),
-                )[:, -1]
-                found.append(self.teacher.logits(hidden).argmax(-1).cpu().numpy())
-            return np.concatenate(found)
-
-        return examine(self.data.documents, answer, kinds, among)
-
-    def document_nats(self) -> float:
-        """Mean nats per token of the documents, read after their cartridges."""
-        batch = self.trainer.to_device(self.recitation())
-        tokens, owner = batch["tokens"].long(), batch["owner"].long()
-        hidden = self.student.hidden(tokens[:, :-1], owner)
-        return linear_cross_entropy(hidden, self.head.to(hidden.dtype), tokens[:, 1:]).item()
-
     def summary(self) -> dict[str, Any]:
-        """Sizes, grades, and whether the model is what it was."""
+        """Sizes, and whether the model is what it was."""
         itemsize = self.teacher.embed.weight.element_size()
-        rows = 2 * self.teacher.config.num_layers * itemsize
-        rows *= self.teacher.config.resolved_kv_heads * self.teacher.config.resolved_head_dim
+        each = 2 * self.teacher.config.num_layers * itemsize
+        each *= self.teacher.config.resolved_kv_heads * self.teacher.config.resolved_head_dim
+        lora = self.student.rows is None
         return {
             "parameters": self.parameters,
-            "bytes": 4 * self.parameters // self.data.config.documents
-            if self.student.rows is None
-            else rows * self.recipe.tokens,
-            "context_bytes": rows * self.data.length,
-            "exam": self.exam,
+            "bytes": 4 * self.parameters // self.documents if lora else each * self.recipe.tokens,
+            "context_bytes": each * self.texts.shape[1],
             "model_changed": float(fingerprint(self.teacher) != self.fingerprint),
         }
 
     def export(self, directory: Path) -> None:
         """Write the cartridge of each document, cartridge_<i>.safetensors, if it fills pages."""
-        from training.files import replace_with
-
-        if self.processes.is_main and self.student.rows is not None:
-            if self.recipe.tokens % self.recipe.page:
-                return
-            with torch.no_grad(), self.trainer.averaged_weights():
-                rows = self.student.rows()
-            for i in range(self.data.config.documents):
-                replace_with(
-                    directory / f"cartridge_{i}.safetensors",
-                    partial(self.save, rows.map(lambda x, i=i: x[i]), i),
-                )
+        whole = self.recipe.tokens % self.recipe.page == 0
+        if not self.processes.is_main or self.student.rows is None or not whole:
+            return
+        with torch.no_grad(), self.trainer.averaged_weights():
+            rows = self.student.rows()
+        for i in range(self.documents):
+            own = rows.map(lambda x, i=i: x[i])
+            replace_with(directory / f"cartridge_{i}.safetensors", partial(self.save, own, i))
 
     def save(self, prefix: Prefix, document: int, path: Path) -> None:
         """Write one cartridge."""
-        from hashlib import sha256
-
-        from training.provenance import commit
-
-        corpus = sha256(self.data.studied[document].tokens.tobytes()).hexdigest()
+        text = np.ascontiguousarray(self.texts[document], np.int32)
         lineage = {
             "parents": [],
             "experiment": self.config.experiment or "",
@@ -356,8 +285,8 @@ class Cartridges:
             "code": commit(),
         }
         save_cartridge(
-            path, prefix, model=self.fingerprint, corpus=corpus, page=self.recipe.page,
-            lineage=lineage,
+            path, prefix, model=self.fingerprint, corpus=sha256(text.tobytes()).hexdigest(),
+            page=self.recipe.page, lineage=lineage,
         )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -378,15 +307,16 @@ def others_than(
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, CartridgesConfig, ("transformer",), (SelfStudyConfig,), "self_study")
+    kinds = (SelfStudyConfig, ConversationsConfig)
+    check_parts(config, CartridgesConfig, ("transformer",), kinds, "self_study or conversations")
     assert isinstance(config.recipe, CartridgesConfig)
-    assert isinstance(config.data, SelfStudyConfig)
+    documents = config.data.documents if isinstance(config.data, SelfStudyConfig) else 1
     most = max([config.recipe.distractors + 1, *config.recipe.eval_composed])
-    if most > config.data.documents:
+    if most > documents:
         raise UserError(
             f"recipe.distractors={config.recipe.distractors} and recipe.eval_composed="
-            f"{list(config.recipe.eval_composed)} need {most} documents: raise data.documents="
-            f"{config.data.documents}"
+            f"{list(config.recipe.eval_composed)} need {most} documents: there "
+            f"{'is' if documents == 1 else 'are'} {documents}; raise data.documents"
         )
 
 
@@ -408,22 +338,28 @@ def check_model(config: TrainConfig, directory: Path) -> None:
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> Cartridges:
     """The recipe of `config` with its data; the model from its checkpoint."""
     check(config)
-    assert isinstance(config.data, SelfStudyConfig)
-    rank, world = processes.rank, processes.world
-    data = SelfStudyData(config.data, seed=config.seed, rank=rank, world=world)
-    return Cartridges(config, data, processes, device)
+    place = {"seed": config.seed, "rank": processes.rank, "world": processes.world}
+    if isinstance(config.data, SelfStudyConfig):
+        from training.recipes.cartridges_documents import DocumentCartridges
+
+        return DocumentCartridges(config, SelfStudyData(config.data, **place), processes, device)
+    from training.recipes.cartridges_corpus import CorpusCartridge
+
+    assert isinstance(config.data, ConversationsConfig)
+    return CorpusCartridge(config, ConversationsData(config.data, **place), processes, device)
 
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data and no checkpoint is read."""
     check(config)
-    assert isinstance(config.data, SelfStudyConfig)
+    assert isinstance(config.data, SelfStudyConfig | ConversationsConfig)
     assert isinstance(config.recipe, CartridgesConfig)
     model_config: TransformerConfig = config_without_data(config)
     with torch.device("meta"):
         model = Transformer(model_config)
     model.requires_grad_(False)
-    documents, p = config.data.documents, config.recipe.tokens
+    documents = config.data.documents if isinstance(config.data, SelfStudyConfig) else 1
+    p = config.recipe.tokens
     rows = max(1, documents * config.data.batch_size // config.optim.accumulate)
     width = (model_config.resolved_kv_heads, model_config.resolved_head_dim)
     start = torch.zeros(documents, p, *width, device="meta")

@@ -57,6 +57,7 @@ from training.evaluation.exam import FORMS, Questions, grade, questions
 from training.evaluation.statistics import clustered_bootstrap
 from training.pretrained import load_decoder, locate
 from training.recipes import cartridges
+from training.recipes.cartridges_documents import DocumentCartridges
 from training.recipes.config import Adapter, CartridgesConfig, MemoryBudgetConfig, check_parts
 from training.schema import OptimConfig, Schedule, TrainConfig
 from training.seeding import numpy_rng, stream_seed, torch_generator
@@ -75,7 +76,7 @@ class Studied(ContextMemory):
         recipe: of a run of `recipe=cartridges` on these documents.
     """
 
-    def __init__(self, recipe: cartridges.Cartridges) -> None:
+    def __init__(self, recipe: DocumentCartridges) -> None:
         super().__init__(recipe.teacher)
         self.recipe, self.rows = recipe, 0
 
@@ -109,7 +110,7 @@ class Studied(ContextMemory):
 class CartridgeMemory(Studied, PrefixMemory):
     """Rows of keys and values."""
 
-    def __init__(self, recipe: cartridges.Cartridges) -> None:
+    def __init__(self, recipe: DocumentCartridges) -> None:
         super().__init__(recipe)
         self.rows = recipe.recipe.tokens
 
@@ -301,7 +302,7 @@ class MemoryBudget:
             optim=optim,
             loop=dataclasses.replace(self.config.loop, steps=self.recipe.study_steps),
         )
-        recipe = cartridges.Cartridges(config, group, Processes(0, 1), self.device)
+        recipe = DocumentCartridges(config, group, Processes(), self.device)
         return LoraMemory(recipe) if name == "lora" else CartridgeMemory(recipe)
 
     def evaluate(self, final: bool = False) -> dict[str, float]:

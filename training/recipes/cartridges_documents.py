@@ -1,0 +1,133 @@
+"""Cartridges of documents of statements, judged by exams: the recipe behind `data=self_study`.
+
+What is asked of a cartridge was asked in training (`asked`), or was seen in rewritings only
+(`heldout`), in the form that training asked in (retrieval), or in forms that it never asked in
+(paraphrase, reversed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernels.cross_entropy.op import linear_cross_entropy
+from models.language.prefix import Prefix, read
+from training.data.self_study import SelfStudyData
+from training.distributed import Processes
+from training.evaluation.exam import FORMS, Questions, examine
+from training.recipes.cartridges import Cartridges, others_than
+from training.schema import TrainConfig
+from training.seeding import numpy_rng
+from training.torch_step import Batch
+
+EXAM_ROWS = 256  # questions that are answered together
+
+
+class DocumentCartridges(Cartridges):
+    """A cartridge for each document of statements."""
+
+    data: SelfStudyData
+
+    def __init__(
+        self, config: TrainConfig, data: SelfStudyData, processes: Processes, device: torch.device
+    ) -> None:
+        texts, unrelated = (
+            np.concatenate([document.tokens for document in documents])
+            for documents in (data.studied, data.others)
+        )
+        super().__init__(config, data, processes, device, texts, unrelated)
+        self.exam: dict[str, Any] = {}
+        with torch.no_grad():
+            tokens = torch.from_numpy(texts).long().to(device)
+            self.whole = read(self.teacher, tokens).prefix()  # [documents, t, kv, hd]
+
+    def seen(self, batch: Batch) -> Prefix:
+        """The document, or the chunk of it that belongs to each conversation."""
+        if self.data.config.chunk is None:
+            owner = batch["owner"].long()
+            return self.whole.map(lambda x: x[owner])
+        return read(self.teacher, batch["context"].long()).prefix()
+
+    @torch.no_grad()
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """Exams; final: also with others' cartridges beside, at other positions, about another
+        document, and the loss of the documents themselves."""
+        every, kinds = range(self.data.config.statements[0]), tuple(FORMS)
+        asked = self.data.asked
+        held = [sorted(set(every) - set(own)) for own in asked]
+        with self.trainer.averaged_weights(), self.trainer.autocast():
+            self.exam = {
+                "asked": self.examined(kinds[:2], among=asked),
+                "heldout": self.examined(kinds[:4], among=held),
+            }
+            if final:
+                self.exam |= self.final_exams(held)
+            found = {
+                f"eval/{part}/{kind}": grade["accuracy"]
+                for part, grades in self.exam.items()
+                for kind, grade in grades.items()
+            }
+            if final:
+                found["eval/document_nats"] = self.document_nats()
+        return found
+
+    def final_exams(self, held: list[list[int]]) -> dict[str, Any]:
+        """Part -> kind -> grade."""
+        found = {"all": self.examined(tuple(FORMS))}
+        if self.documents > 1:
+            found["foreign"] = self.examined(("retrieval",), shift=1)
+        for offset in self.recipe.eval_offsets:
+            found[f"offset_{offset}"] = self.examined(("retrieval",), among=held, offset=offset)
+        for count in self.recipe.eval_composed:
+            found[f"composed_{count}"] = self.examined(("retrieval",), composed=count)
+        return found
+
+    def examined(
+        self,
+        kinds: Sequence[str],
+        *,
+        among: list[list[int]] | None = None,
+        shift: int = 0,
+        offset: int = 0,
+        composed: int = 1,
+    ) -> dict[str, Any]:
+        """Grades of the student.
+
+        Args:
+            among: statements that may be asked for.
+            shift: answer from the cartridge of so many documents further on: a control.
+            offset: positions between the cartridge and the question.
+            composed: cartridges that stand together, the document's own among them.
+        """
+
+        def answer(questions: Questions) -> np.ndarray:
+            found = []
+            for first in range(0, len(questions), EXAM_ROWS):
+                part = slice(first, first + EXAM_ROWS)
+                owner = (questions.owners[part] + shift) % self.documents
+                rng = numpy_rng(self.config.seed, "exam/others", first)
+                others = others_than(owner, self.documents, composed - 1, rng)
+                hidden = self.student.hidden(
+                    torch.from_numpy(questions.tokens[part]).long().to(self.device),
+                    torch.from_numpy(owner).long().to(self.device),
+                    offset=offset,
+                    others=torch.from_numpy(others).to(self.device),
+                )[:, -1]
+                found.append(self.teacher.logits(hidden).argmax(-1).cpu().numpy())
+            return np.concatenate(found)
+
+        return examine(self.data.documents, answer, kinds, among)
+
+    def document_nats(self) -> float:
+        """Mean nats per token of the documents, read after their cartridges."""
+        tokens = torch.from_numpy(self.texts).long().to(self.device)
+        owner = torch.arange(self.documents, device=self.device)
+        hidden = self.student.hidden(tokens[:, :-1], owner)
+        return linear_cross_entropy(hidden, self.head.to(hidden.dtype), tokens[:, 1:]).item()
+
+    def summary(self) -> dict[str, Any]:
+        """Sizes and grades."""
+        return {**super().summary(), "exam": self.exam}
