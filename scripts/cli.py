@@ -10,6 +10,9 @@ COMMANDS = {
     "reproduce": "re-run a paper's claims and judge them",
     "report": "write the page of a run or of a paper",
     "bench": "measure speed, as ratios in one run",
+    "synthesise": "let a model study a text, for a cartridge of it",
+    "answer": "ask a cartridge",
+    "serve": "an OpenAI-compatible server for one model",
 }
 
 HELP = """afferent: executable claims about models that keep learning and models of the world

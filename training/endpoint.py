@@ -10,6 +10,7 @@ text, which may be ambiguous; those that can be asked to name them by id (vLLM a
 from __future__ import annotations
 
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -90,7 +91,7 @@ class Endpoint:
             "prompt": list(request.prompt),
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
-            "seed": request.seed % 2**31,
+            "seed": request.seed,
             "return_tokens_as_token_ids": True,
             "logprobs": max(1, request.top_logprobs),
         }
@@ -171,3 +172,28 @@ class Endpoint:
                 "tokenizer as the model that the cartridge is for"
             )
         return found
+
+
+class InProcess:
+    """A decoder in this process; requests of several threads take turns."""
+
+    def __init__(self, model: Any) -> None:
+        from models.language.cartridges_file import fingerprint
+
+        self.model, self.turn = model, threading.Lock()
+        self.identity = fingerprint(model)
+
+    def complete(self, request: Request) -> Completion:
+        """Generate here."""
+        import torch
+
+        from models.language.inference.completion import complete
+
+        device = self.model.embed.weight.device
+        with self.turn:
+            generator = torch.Generator(device=device).manual_seed(request.seed)
+            tokens, top = complete(
+                self.model, request.prompt, request.max_tokens, temperature=request.temperature,
+                top_logprobs=request.top_logprobs, stop=request.stop, generator=generator,
+            )  # fmt: skip
+        return Completion(tuple(tokens), tuple(tuple(step) for step in top))

@@ -63,6 +63,15 @@ def config_of(directory: Path) -> TransformerConfig:
         raise UserError(f"{file} does not describe a decoder: {error}") from error
 
 
+def context_of(directory: Path) -> int | None:
+    """Tokens that a checkpoint was made to read at once; None if it does not say."""
+    try:
+        found = json.loads((directory / "config.json").read_text()).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def load_decoder(
     directory: Path,
     *,

@@ -58,6 +58,8 @@ KINDS = {
 }
 "Kind of conversation -> what A is asked to write."
 
+SEEDS = 2**31  # what every server takes
+
 
 @dataclass(frozen=True)
 class Study:
@@ -177,7 +179,7 @@ def converse(
             (*seen, *chat.message("user", KINDS[kind]), *chat.open("assistant")),
             study.question_tokens,
             study.temperature,
-            seed=stream_seed(study.seed, "synthesis/question", index),
+            seed=stream_seed(study.seed, "synthesis/question", index) % SEEDS,
             stop=chat.stop,
         )
     )
@@ -189,7 +191,7 @@ def converse(
             study.answer_tokens,
             0.0,
             study.top_k,
-            seed=stream_seed(study.seed, "synthesis/answer", index),
+            seed=stream_seed(study.seed, "synthesis/answer", index) % SEEDS,
             stop=chat.stop,
         )
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from training.data.corpus import DataError
 from training.data.tokenizer import FileTokenizer, Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -84,8 +85,13 @@ class Chat:
         return self._marks(self.format.before, role)
 
     def encode(self, text: str) -> list[int]:
-        """Plain text; marks that are spelled out in it stay text."""
-        return [int(i) for i in self.tokenizer.encode(text)]
+        """Plain text; marks that are spelled out in it stay text. Raises DataError."""
+        try:
+            return [int(i) for i in self.tokenizer.encode(text)]
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(
+                f"{text[:60]!r} holds something that the model's tokenizer has no token for"
+            ) from error
 
     def prompt(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """Messages (role, text), then the opening of the assistant's."""

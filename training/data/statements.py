@@ -336,11 +336,26 @@ def ask(
     return prompt_about(documents, kind, slot, last=last, items=run)
 
 
+def vocabulary(config: StatementsConfig) -> list[str]:
+    """Words by token id: keys are k0, k1, ..., values v0, v1, ..."""
+    keys = [f"k{i}" for i in range(config.keys)]
+    return [*WORDS, *keys, *(f"v{i}" for i in range(config.values))]
+
+
 def spell(config: StatementsConfig, tokens: Int32[np.ndarray, " t"]) -> str:
-    """Tokens as words: keys k0, k1, ..., values v0, v1, ..."""
-    names = [*WORDS, *(f"k{i}" for i in range(config.keys))]
-    names += [f"v{i}" for i in range(config.values)]
+    """Tokens as words."""
+    names = vocabulary(config)
     return " ".join(names[token] for token in tokens.tolist())
+
+
+def tokenizer_json(config: StatementsConfig) -> str:
+    """A tokenizer.json that reads and writes these words, between blanks."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    ids = {word: i for i, word in enumerate(vocabulary(config))}
+    tokenizer = Tokenizer(models.WordLevel(ids))  # no unknown word: one is refused, not replaced
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer.to_str(pretty=True)
 
 
 def _words(word: str, rows: int) -> Int32[np.ndarray, "b 1"]:

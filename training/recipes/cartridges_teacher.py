@@ -14,6 +14,7 @@ decoder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from torch import Tensor, nn
 from models.language.layers import Linear
 from models.language.transformer import Transformer
 from training.data.config import StatementsConfig
-from training.data.statements import Documents, StatementsData
+from training.data.statements import Documents, StatementsData, tokenizer_json
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
 from training.evaluation.exam import Answer, Questions, examine
+from training.files import write_atomic
 from training.recipes.config import CartridgesTeacherConfig, check_parts
 from training.recipes.language_model import FRAMEWORK as FRAMEWORK
 from training.recipes.language_model import DecoderTraining, estimate_decoder
@@ -122,6 +124,12 @@ class CartridgesTeacher(DecoderTraining):
             for name, grades in self.exam.items():
                 found |= {f"eval/{name}/{k}": grade["accuracy"] for k, grade in grades.items()}
         return found
+
+    def export(self, directory: Path) -> None:
+        """The decoder, and a tokenizer of the statements' words."""
+        super().export(directory)
+        if self.processes.is_main:
+            write_atomic(directory / "tokenizer.json", tokenizer_json(self.data.config))
 
     def summary(self) -> dict[str, Any]:
         """Sizes and grades."""

@@ -1,0 +1,89 @@
+"""`afferent answer cartridge=<file> question=<text>`: ask a cartridge, in a process of its own.
+
+The document is not read: all that is known of it is in the file. The model must be the one that the
+cartridge was trained in.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.words import help_of, parse
+from training.errors import UserError
+
+
+@dataclass
+class Asked:
+    """The command line."""
+
+    cartridge: str
+    "File that a training run has written."
+    question: str
+    "What is asked."
+    weights: str = "experiments/cartridges/teacher"
+    "The model: a directory with safetensors, or a name on the hub."
+    raw: bool = False
+    "Continue the question as it stands, instead of a conversation; always so for our small models."
+    max_tokens: int = 256
+    "Most tokens of the answer."
+    temperature: float = 0.0
+    "0 takes the most likely tokens."
+    seed: int = 0
+    "Of the sampling."
+    device: str = "auto"
+    "auto, cpu or cuda."
+
+
+def main() -> None:
+    """Entry point: what the user can mend ends with one sentence and exit code 2."""
+    words = sys.argv[1:]
+    if any(word in ("-h", "--help") for word in words):
+        print(help_of(Asked, __doc__ or ""), end="")
+        return
+    try:
+        print(run(parse(words, Asked, "answer")))
+    except UserError as error:
+        print(f"afferent: {error}", file=sys.stderr)
+        sys.exit(error.code)
+
+
+def run(asked: Asked) -> str:
+    """The answer. Raises UserError."""
+    import torch
+
+    from models.language.cartridges_file import CartridgeError, load_cartridge
+    from models.language.inference.completion import complete
+    from scripts.synthesise import device
+    from training.data.chat import Chat
+    from training.data.tokenizer import FileTokenizer
+    from training.pretrained import load_decoder, locate
+
+    if asked.max_tokens < 1 or asked.temperature < 0:
+        raise UserError("max_tokens must be at least 1 and temperature at least 0")
+    directory, where = locate(asked.weights, "weights"), device(asked.device)
+    model = load_decoder(directory, device=where)
+    try:
+        prefix, _ = load_cartridge(Path(asked.cartridge).expanduser(), model, device=where)
+    except CartridgeError as error:
+        raise UserError(str(error)) from error
+    tokenizer = FileTokenizer(str(directory))
+    chat = Chat(tokenizer)
+    raw = asked.raw or (directory / "model.json").is_file()
+    if raw:
+        prompt = chat.encode(asked.question)
+    else:
+        prompt = [*chat.message("user", asked.question), *chat.open("assistant")]
+    if not prompt:
+        raise UserError("question is empty")
+    generator = torch.Generator(device=where).manual_seed(asked.seed)
+    tokens, _ = complete(
+        model, prompt, asked.max_tokens, temperature=asked.temperature, stop=chat.stop,
+        prefix=prefix, generator=generator,
+    )  # fmt: skip
+    return tokenizer.decode(tokens if raw else chat.until_stop(tokens)).strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""`afferent synthesise corpus=<file> weights=<model> out=<directory>`: self-study of a text.
+
+A model makes conversations about the text with itself; `afferent train experiment=cartridges/corpus
+data.path=<directory>` then trains a cartridge on them. The same command goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.words import help_of, parse
+from training.errors import UserError
+
+
+@dataclass
+class Asked:
+    """The command line."""
+
+    corpus: str
+    "Text file that is studied."
+    weights: str
+    "The model: a directory with safetensors, or a name on the hub; its tokenizer is used."
+    out: str
+    "Directory of the conversations."
+    endpoint: str = ""
+    "URL of an OpenAI-compatible server of that model, up to /v1; empty: the model runs here."
+    served_as: str = ""
+    "Name that the server knows the model by; empty: that of weights."
+    conversations: int = 1024
+    "How many."
+    seed: int = 0
+    "Of everything that is drawn."
+    chunk: tuple[int, int] = (512, 4096)
+    "Least and most tokens of the text that are seen at a time."
+    question_tokens: int = 512
+    "Most tokens of a question."
+    answer_tokens: int = 1024
+    "Most tokens of an answer."
+    temperature: float = 0.6
+    "Of the questions; answers have 0."
+    top_k: int = 20
+    "Most likely tokens that are recorded of each step of an answer."
+    shard: int = 64
+    "Conversations per file."
+    workers: int = 8
+    "Requests at a time."
+    timeout_s: float = 120.0
+    "Of one answer of the server."
+    context: int = 0
+    "Most tokens that the model reads at once; 0: as its configuration says, if it does."
+    device: str = "auto"
+    "auto, cpu or cuda."
+
+
+def main() -> None:
+    """Entry point: what the user can mend ends with one sentence and exit code 2."""
+    words = sys.argv[1:]
+    if any(word in ("-h", "--help") for word in words):
+        print(help_of(Asked, __doc__ or ""), end="")
+        return
+    try:
+        print(run(parse(words, Asked, "synthesise")))
+    except UserError as error:
+        print(f"afferent: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        print("afferent: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(asked: Asked) -> Path:
+    """Synthesise; returns the directory. Raises UserError."""
+    from training.data.chat import Chat
+    from training.data.tokenizer import FileTokenizer
+    from training.endpoint import Endpoint, Engine, InProcess
+    from training.pretrained import context_of, load_decoder, locate
+    from training.synthesis import Study, synthesise
+
+    try:
+        corpus = Path(asked.corpus).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"corpus={asked.corpus} cannot be read as text: {error}") from error
+    study = Study(
+        asked.conversations, asked.seed, asked.chunk, asked.question_tokens, asked.answer_tokens,
+        asked.temperature, asked.top_k, asked.shard, asked.workers,
+    )  # fmt: skip
+    directory = locate(asked.weights, "weights")
+    tokenizer = FileTokenizer(str(directory))
+    if asked.endpoint:
+        name = asked.served_as or asked.weights
+        engine: Engine = Endpoint(
+            asked.endpoint, name, tokenizer, key=api_key(), timeout_s=asked.timeout_s
+        )
+    else:
+        engine = InProcess(load_decoder(directory, device=device(asked.device)))
+    context = asked.context or context_of(directory)
+    out = Path(asked.out).expanduser()
+    synthesise(corpus, engine, Chat(tokenizer), study, out, context=context, progress=progress)
+    print(file=sys.stderr)
+    return out
+
+
+def progress(done: int, all_: int) -> None:
+    print(f"\r{done} of {all_} conversations", end="", file=sys.stderr, flush=True)
+
+
+def api_key() -> str:
+    """The server's key, from the environment only: a command line is seen by others."""
+    import os
+
+    return os.environ.get("AFFERENT_API_KEY", "")
+
+
+def device(name: str) -> str:
+    """cpu or cuda. Raises UserError."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name} must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this machine has no GPU that torch can use")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    main()
