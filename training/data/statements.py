@@ -37,6 +37,8 @@ WORDS = (
 )
 BEGIN, NONE = WORDS.index("<s>"), WORDS.index("none")
 FIRST_FILLER = WORDS.index("~0")
+ENDS = tuple(WORDS.index(word) for word in (";", ","))
+"Of a statement."
 
 WORDINGS = ("s o ;", "s is o ;", "s : o ,", "o of s ;")
 "Of a statement: s its subject, o its object."

@@ -16,11 +16,13 @@ import torch
 from kernels.cross_entropy.op import linear_cross_entropy
 from models.language.prefix import Prefix, read
 from training.data.self_study import SelfStudyData
+from training.data.statements import ENDS
 from training.distributed import Processes
 from training.evaluation.exam import FORMS, Questions, examine
+from training.memories import BLIND, memory
 from training.recipes.cartridges import Cartridges, others_than
 from training.schema import TrainConfig
-from training.seeding import numpy_rng
+from training.seeding import numpy_rng, torch_generator
 from training.torch_step import Batch
 
 EXAM_ROWS = 256  # questions that are answered together
@@ -76,7 +78,7 @@ class DocumentCartridges(Cartridges):
 
     def final_exams(self, held: list[list[int]]) -> dict[str, Any]:
         """Part -> kind -> grade."""
-        found = {"all": self.examined(tuple(FORMS))}
+        found = {"all": self.examined(tuple(FORMS)), **self.beside(held)}
         if self.documents > 1:
             found["foreign"] = self.examined(("retrieval",), shift=1)
         for offset in self.recipe.eval_offsets:
@@ -84,6 +86,27 @@ class DocumentCartridges(Cartridges):
         for count in self.recipe.eval_composed:
             found[f"composed_{count}"] = self.examined(("retrieval",), composed=count)
         return found
+
+    def beside(self, held: list[list[int]]) -> dict[str, Any]:
+        """What memories of as many rows that need no training answer of the same questions."""
+        tokens = torch.from_numpy(self.texts).long().to(self.device)
+        found, best = {}, 0.0
+        for name in ("full", "none", "window", *BLIND):
+            own = memory(
+                name, self.teacher, self.recipe.tokens, tokens, ends=ENDS,
+                generator=torch_generator(self.config.seed, "beside/random"),
+            )  # fmt: skip
+            state = own.absorb(tokens)
+
+            def answer(questions: Questions, own: Any = own, state: Any = state) -> np.ndarray:
+                asked = torch.from_numpy(questions.tokens).long().to(self.device)
+                owner = torch.from_numpy(questions.owners).long().to(self.device)
+                return own.score(state, asked, owner)[:, -1].argmax(-1).cpu().numpy()
+
+            found[name] = examine(self.data.documents, answer, ("retrieval",), held)
+            if name in BLIND and not name.startswith("random"):
+                best = max(best, found[name]["retrieval"]["accuracy"])
+        return {**found, "best_press": {"retrieval": {"accuracy": best}}}
 
     def examined(
         self,

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,32 +30,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.language import presses
 from models.language.lora import Lora
 from models.language.memory_budget import (
     ContextMemory,
     FastWeightMemory,
-    FullContext,
-    NoContext,
     PrefixMemory,
-    Pressed,
-    Quantised,
-    QueryAware,
     State,
     forward_flops,
     pack,
 )
-from models.language.prefix import Reading
-from models.language.presses import PRESSES, Scores
-from models.language.retrieval import Compaction, Lookup, Window
 from training.data.config import SelfStudyConfig
 from training.data.self_study import SelfStudyData, scrambled
-from training.data.statements import WORDS
+from training.data.statements import ENDS
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
 from training.evaluation.exam import FORMS, Questions, grade, questions
+from training.evaluation.memories import COLUMNS
 from training.evaluation.statistics import clustered_bootstrap
+from training.memories import WHOLE, memory
 from training.pretrained import load_decoder, locate
 from training.recipes import cartridges
 from training.recipes.cartridges_documents import DocumentCartridges
@@ -63,9 +57,6 @@ from training.schema import OptimConfig, Schedule, TrainConfig
 from training.seeding import numpy_rng, stream_seed, torch_generator
 
 FRAMEWORK = "torch"
-WHOLE = ("full", "none")  # memories without a budget
-BITS = {"int8": 8, "int4": 4, "int2": 2}
-ENDS = tuple(WORDS.index(word) for word in (";", ","))
 EXAM_ROWS = 256
 
 
@@ -180,7 +171,7 @@ class MemoryBudget:
 
     def table(self) -> list[tuple[str, int | None]]:
         """(memory, budget) of every cell; those of one size have no budget."""
-        single = [name for name in self.recipe.memories if name in (*WHOLE, *BITS)]
+        single = [name for name in self.recipe.memories if name in WHOLE]
         swept = [name for name in self.recipe.memories if name not in single]
         return [
             *((name, None) for name in single),
@@ -190,11 +181,11 @@ class MemoryBudget:
 
     def measure(self, group: SelfStudyData, name: str, ratio: int | None) -> dict[str, Any]:
         """One memory of a group's documents: what it costs and what it answers."""
-        memory = self.build(group, name, ratio)
+        held = self.build(group, name, ratio)
         texts = np.concatenate([document.tokens for document in group.documents])
         tokens = torch.from_numpy(texts).long().to(self.device)
         began = time.perf_counter()
-        state = memory.absorb(tokens)
+        state = held.absorb(tokens)
         absorbed = time.perf_counter() - began
 
         def answer(shift: int, asked: Questions) -> np.ndarray:
@@ -202,7 +193,7 @@ class MemoryBudget:
             for first in range(0, len(asked), EXAM_ROWS):
                 part = slice(first, first + EXAM_ROWS)
                 owner = (asked.owners[part] + shift) % len(group.documents)
-                logits = memory.score(
+                logits = held.score(
                     state,
                     torch.from_numpy(asked.tokens[part]).long().to(self.device),
                     torch.from_numpy(owner).long().to(self.device),
@@ -226,62 +217,33 @@ class MemoryBudget:
         }
         with tempfile.TemporaryDirectory() as folder:
             stored = [
-                memory.export(state, i, Path(folder) / "state.safetensors") for i in range(count)
+                held.export(state, i, Path(folder) / "state.safetensors") for i in range(count)
             ]
         return {
             "documents": count,
             "exam": {kind: found for kind, found in exam.items() if found is not None},
             "controls": {kind: found for kind, found in controls.items() if found is not None},
-            "resident_bytes": memory.resident_bytes(state) * count,
+            "resident_bytes": held.resident_bytes(state) * count,
             "stored_bytes": float(sum(stored)),
             "absorb_s": absorbed,
             "score_s": answered / max(1, number) * count,
-            "absorb_flops": memory.flops("absorb", tokens.shape[1]) * count,
-            "score_flops": memory.flops("score", 3) * count,
+            "absorb_flops": held.flops("absorb", tokens.shape[1]) * count,
+            "score_flops": held.flops("score", 3) * count,
         }
 
     def build(self, group: SelfStudyData, name: str, ratio: int | None) -> ContextMemory:
         """The memory of a name, within a budget."""
-        model = self.model
         if name in self.fast:
             return FastWeightMemory(self.fast[name])
-        if name in WHOLE:
-            return FullContext(model) if name == "full" else NoContext(model)
-        if name in BITS:
-            return Quantised(model, BITS[name])
-        assert ratio is not None
-        rows = max(2, group.length // ratio)
+        rows = max(2, group.length // (ratio or 1))
         if name in ("cartridge", "lora"):
             return self.studied(group, name, rows)
-        if name == "window":
-            return Window(model, rows)
-        if name in ("bm25", "embedding"):
-            return Lookup(model, rows, ENDS, embed=name == "embedding")
-        if name == "compaction":
-            return Compaction(model, rows, ENDS)
-        if name == "snapkv_aware":
-            return QueryAware(model, rows)
-        scores = self.scores(name.removesuffix("_adaptive"), group, rows)
-        readings = 2 if name.startswith("kvzip") else 1
-        return Pressed(model, rows, scores, adaptive=name.endswith("_adaptive"), readings=readings)
-
-    def scores(self, name: str, group: SelfStudyData, rows: int) -> Callable[[Reading], Scores]:
-        """The score of a press."""
-        if name == "snapkv":
-            return partial(presses.snapkv, window=max(1, min(self.recipe.window, rows // 2)))
-        if name == "streaming_llm":
-            return partial(presses.streaming_llm, sink=min(presses.SINK, rows - 1))
-        if name == "expected_attention":
-            return partial(presses.expected_attention, sink=min(presses.SINK, rows - 1))
-        if name == "kvzip":
-            texts = np.concatenate([document.tokens for document in group.documents])
-            repeat = torch.from_numpy(texts[:, 1:]).long().to(self.device)
-            return partial(presses.kvzip, model=self.model, repeat=repeat)
-        if name.startswith("random"):
-            generator = torch_generator(self.config.seed, "memory/random", rows)
-            per_head = name == "random_per_head"
-            return partial(presses.random, generator=generator, per_head=per_head)
-        return PRESSES[name]
+        texts = np.concatenate([document.tokens for document in group.documents])
+        return memory(
+            name, self.model, rows, torch.from_numpy(texts).long().to(self.device), ends=ENDS,
+            window=self.recipe.window,
+            generator=torch_generator(self.config.seed, "memory/random", rows),
+        )  # fmt: skip
 
     def studied(self, group: SelfStudyData, name: str, rows: int) -> Studied:
         """A memory that is trained."""
@@ -314,15 +276,17 @@ class MemoryBudget:
     def summary(self) -> dict[str, Any]:
         """Every cell, per document; and the cartridge's lead over the others at its budget."""
         whole = self.cells["full"]["resident_bytes"] / self.cells["full"]["documents"]
-        return {
-            "context_bytes": whole,
-            "memories": {key: described(cell, whole) for key, cell in self.cells.items()},
-            "lead": {
-                key: lead(self.cells[f"cartridge_{key.rpartition('_')[2]}"], cell)
-                for key, cell in self.cells.items()
-                if f"cartridge_{key.rpartition('_')[2]}" in self.cells
-            },
+        memories = {key: described(cell, whole) for key, cell in self.cells.items()}
+        leads = {
+            key: lead(self.cells[f"cartridge_{key.rpartition('_')[2]}"], cell)
+            for key, cell in self.cells.items()
+            if f"cartridge_{key.rpartition('_')[2]}" in self.cells
         }
+        rows = {
+            f"memory/{key}": [number(cell, leads.get(key), column) for column in COLUMNS]
+            for key, cell in memories.items()
+        }
+        return {"context_bytes": whole, "memories": memories, "lead": leads, "series": rows}
 
     def export(self, directory: Path) -> None:
         """There is no weight to exchange."""
@@ -399,6 +363,14 @@ def lead(cartridge: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         "mean": float(right.sum() / asked.sum()),
         "interval": clustered_bootstrap(right.tolist(), asked.tolist()),
     }
+
+
+def number(cell: dict[str, Any], lead: dict[str, Any] | None, column: str) -> float:
+    """What a table's column says of a cell; nan where it says nothing."""
+    found: Any = {**cell, "lead": lead or {}}
+    for key in column.split("/"):
+        found = found.get(key, {}) if isinstance(found, dict) else found[int(key)]
+    return math.nan if isinstance(found, dict) else float(found)
 
 
 class Groups:
