@@ -18,12 +18,16 @@ from training.errors import UserError
 class Asked:
     """The command line."""
 
-    corpus: str
-    "Text file that is studied."
     weights: str
     "The model: a directory with safetensors, or a name on the hub; its tokenizer is used."
     out: str
     "Directory of the conversations."
+    corpus: str = ""
+    "Text file that is studied."
+    benchmark: str = ""
+    "Study a benchmark's documents instead: longhealth, qasper or mtob."
+    source: str = ""
+    "The benchmark's file or directory."
     endpoint: str = ""
     "URL of an OpenAI-compatible server of that model, up to /v1; empty: the model runs here."
     served_as: str = ""
@@ -78,10 +82,7 @@ def run(asked: Asked) -> Path:
     from training.pretrained import context_of, load_decoder, locate
     from training.synthesis import Study, synthesise
 
-    try:
-        corpus = Path(asked.corpus).expanduser().read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"corpus={asked.corpus} cannot be read as text: {error}") from error
+    corpus = text_of(asked)
     study = Study(
         asked.conversations, asked.seed, asked.chunk, asked.question_tokens, asked.answer_tokens,
         asked.temperature, asked.top_k, asked.shard, asked.workers,
@@ -100,6 +101,20 @@ def run(asked: Asked) -> Path:
     synthesise(corpus, engine, Chat(tokenizer), study, out, context=context, progress=progress)
     print(file=sys.stderr)
     return out
+
+
+def text_of(asked: Asked) -> str:
+    """What is studied. Raises UserError."""
+    if asked.benchmark:
+        from training.evaluation.benchmarks import load
+
+        return load(asked.benchmark, asked.source).corpus
+    if not asked.corpus:
+        raise UserError("synthesise needs corpus=<text file>, or benchmark=... source=...")
+    try:
+        return Path(asked.corpus).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"corpus={asked.corpus} cannot be read as text: {error}") from error
 
 
 def progress(done: int, all_: int) -> None:

@@ -235,8 +235,9 @@ class Transformer(nn.Module):
 
         cos, sin = rotary(self.config, positions)
         for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled() and cache is None:
-                x = checkpoint(block, x, cos, sin, segments, use_reentrant=False)
+            again = cache is None or isinstance(cache, Prefix)  # the others must be filled once
+            if self.checkpoint_blocks and torch.is_grad_enabled() and again:
+                x = checkpoint(block, x, cos, sin, segments, cache, use_reentrant=False)
             else:
                 x = block(x, cos, sin, segments, cache)
         return self.norm(x)

@@ -25,6 +25,7 @@ from models.language.prefix import read
 from models.language.transformer import Transformer
 from scripts import answer, serve, synthesise
 from tests.helpers import environment
+from tests.training.test_benchmarks import write_longhealth
 from training.config import compose
 from training.data.chat import Chat
 from training.data.config import ConversationsConfig
@@ -201,9 +202,22 @@ def test_from_a_text_to_answers_in_a_fresh_process(checkpoint, conversations, tm
     )
     assert done.returncode == 0, done.stderr
     asked = answer.Asked(
-        str(file), "When is high water?", str(checkpoint), max_tokens=5, device="cpu"
+        str(file), "When is high water?", weights=str(checkpoint), max_tokens=5, device="cpu"
     )
     assert done.stdout.strip() == answer.run(asked)
+
+    source, out = write_longhealth(tmp_path / "health.json", 2), tmp_path / "answers.jsonl"
+    whole = dataclasses.replace(
+        asked, question="", benchmark="longhealth", source=str(source), out=str(out)
+    )
+    said = answer.run(whole)
+    assert said == "longhealth: accuracy 0 of 2 questions", "a random model marks no answer"
+    rows = out.read_text().splitlines()
+    out.write_text(rows[0] + "\n")
+    assert answer.run(whole) == said and out.read_text().splitlines() == rows
+    out.write_text(json.dumps({"question": "other", "answer": ""}) + "\n")
+    with pytest.raises(UserError, match="answers to other questions"):
+        answer.run(whole)
 
 
 def model_keys(checkpoint: Path) -> list[str]:
@@ -348,7 +362,7 @@ def test_what_cannot_be_studied_is_refused(checkpoint, corpus, tmp_path):
             synthesised(checkpoint, changes.pop("corpus", corpus), tmp_path / "out", **changes)
     with pytest.raises(UserError, match="Did you mean corpus="):
         synthesise.parse(["corpsu=x"], synthesise.Asked, "synthesise")
-    with pytest.raises(UserError, match="needs corpus="):
+    with pytest.raises(UserError, match="needs weights="):
         synthesise.parse([], synthesise.Asked, "synthesise")
     with pytest.raises(UserError, match="chunk=5 must be two whole numbers"):
         synthesise.parse(["chunk=5"], synthesise.Asked, "synthesise")

@@ -60,7 +60,7 @@ from training.recipes.config import (
     Start,
     check_parts,
 )
-from training.schema import TrainConfig
+from training.schema import Precision, TrainConfig
 from training.seeding import numpy_rng, torch_generator
 from training.torch_step import Batch, TorchStep
 
@@ -96,10 +96,12 @@ class Student(nn.Module):
             order = torch.cat([(owner == i).nonzero()[:, 0] for i in range(len(self.loras))])
             return torch.cat(parts)[order.argsort()]
         every = self.rows()
+        start = every.position + offset
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        if len(every.layers[0][0]) == 1:  # one document: its rows are shared, not copied
+            return teacher.hidden(tokens, cache=every.map(lambda x: x[0]), positions=positions)
         shown = [owner, *([] if others is None else others.T)]
         prefix = join([every.map(lambda x, i=i: x[i]) for i in shown], every.position)
-        start = prefix.position + offset
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
         return teacher.hidden(tokens, cache=prefix, positions=positions)
 
     def adapted(self, tokens: Tensor, document: int) -> Tensor:
@@ -184,7 +186,9 @@ class Cartridges:
                 start = first_tokens(self.teacher, tokens, recipe.tokens)
         except ValueError as error:
             raise UserError(f"recipe.tokens={recipe.tokens}: {error}; lower it") from error
-        return Student(self.teacher, CartridgeRows(start, recipe.frozen), [])
+        # In float32 whatever the model is in: a step of Adam is lost on 16 bits.
+        rows = CartridgeRows(start.map(lambda x: x.float()), recipe.frozen)
+        return Student(self.teacher, rows, [])
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
         rng = numpy_rng(self.config.seed, "cartridge/step", self.trainer.count)
@@ -270,7 +274,7 @@ class Cartridges:
         with torch.no_grad(), self.trainer.averaged_weights():
             rows = self.student.rows()
         for i in range(self.documents):
-            own = rows.map(lambda x, i=i: x[i])
+            own = rows.map(lambda x, i=i: x[i].to(self.teacher.embed.weight.dtype))
             replace_with(directory / f"cartridge_{i}.safetensors", partial(self.save, own, i))
 
     def save(self, prefix: Prefix, document: int, path: Path) -> None:
@@ -358,6 +362,9 @@ def estimate(config: TrainConfig) -> Estimate:
     with torch.device("meta"):
         model = Transformer(model_config)
     model.requires_grad_(False)
+    model.checkpoint_blocks = config.recipe.activation_checkpointing
+    if config.scale.precision == Precision.bf16:
+        model.to(torch.bfloat16)  # there is no autocast on meta
     documents = config.data.documents if isinstance(config.data, SelfStudyConfig) else 1
     p = config.recipe.tokens
     rows = max(1, documents * config.data.batch_size // config.optim.accumulate)
@@ -368,7 +375,7 @@ def estimate(config: TrainConfig) -> Estimate:
 
     def loss() -> Tensor:
         prefix = student().map(lambda x: x.repeat_interleave(-(-rows // documents), 0)[:rows])
-        return model.logits(model.hidden(tokens, cache=prefix)).float().logsumexp(-1).mean()
+        return model.hidden(tokens, cache=prefix).float().square().mean()  # the loss is fused
 
     trained = num_parameters(student)
     memory = state_memory(trained, 0, config.optim, config.scale)
@@ -381,7 +388,7 @@ def estimate(config: TrainConfig) -> Estimate:
         Cartridges.unit,
         {
             **memory,
-            "model": 4 * num_parameters(model),
+            "model": sum(p.numel() * p.itemsize for p in model.parameters()),
             "activations": torch_activations(model, loss),
         },
     )
