@@ -33,8 +33,6 @@ from models.language.transformer import Transformer
 BITS = {"int8": 8, "int4": 4, "int2": 2}
 WHOLE = ("full", "none", *BITS)
 "Memories whose size is what it is."
-BLIND = (*PRESSES, "random_per_head", "snapkv_adaptive", "kvzip_adaptive")
-"Presses that do not see the question."
 
 
 def memory(

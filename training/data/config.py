@@ -350,6 +350,11 @@ class StatementsConfig(DataConfig):
         return STATEMENT_WORDS + self.keys + self.values
 
 
+class Author(StrEnum):
+    grammar = "grammar"
+    model = "model"
+
+
 @dataclass
 class SelfStudyConfig(StatementsConfig):
     """Conversations about a few documents of statements, to train cartridges on."""
@@ -373,6 +378,8 @@ class SelfStudyConfig(StatementsConfig):
         }
     )
     "How often each kind of prompt comes, relative to the others."
+    author: Author = Author.grammar
+    "Who writes the conversations: grammar, or model, which then asks whatever it likes."
     chunk: int | None = None
     "Tokens of the document that the teacher sees; null for all."
     disjoint: bool = False
@@ -397,6 +404,13 @@ class SelfStudyConfig(StatementsConfig):
             "lower data.statements or data.documents, or raise data.keys",
         )
         _require(0 <= self.asked <= 1, "asked", self.asked, "a share", "try 0.5")
+        _require(
+            self.author == Author.grammar or self.chunk is None,
+            "author",
+            self.author.value,
+            "grammar where the teacher sees a chunk",
+            "set data.chunk=null",
+        )
         whole = statements_length(self.statements[0])
         _require(
             self.chunk is None or 16 <= self.chunk <= whole,

@@ -14,6 +14,7 @@ from training.evaluation.layer_tables import runs_of
 from training.evaluation.markdown import table
 from training.evaluation.plots import Line, line_chart
 from training.evaluation.statistics import mean
+from training.recipes.config import PRESS_NAMES
 
 COLUMNS = (
     *("share_of_context", "resident_bytes", "stored_bytes"),
@@ -25,6 +26,12 @@ COLUMNS = (
     *("lead/mean", "lead/interval/0", "lead/interval/1"),
 )
 "What each number of a row is: a path in a cell of results.json, and the cartridge's lead over it."
+BESIDE = (
+    "share_of_context",
+    *("heldout/retrieval", "heldout/paraphrase", "heldout/reversed", "asked/retrieval"),
+    *(f"{name}/retrieval" for name in ("full", "none", "window", *PRESS_NAMES)),
+)
+"What a run of cartridges says of itself and of the memories beside it, in `series/beside`."
 PREFIX = "memory/"
 Row = dict[str, float]
 

@@ -7,25 +7,33 @@ What is asked of a cartridge was asked in training (`asked`), or was seen in rew
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from kernels.cross_entropy.op import linear_cross_entropy
+from models.language.cartridges import CartridgeRows, first_tokens
 from models.language.prefix import Prefix, read
+from training.data.config import Author
 from training.data.self_study import SelfStudyData
 from training.data.statements import ENDS
 from training.distributed import Processes
-from training.evaluation.exam import FORMS, Questions, examine
-from training.memories import BLIND, memory
+from training.evaluation.exam import FORMS, Questions, examine, questions
+from training.evaluation.memories import BESIDE
+from training.memories import memory
 from training.recipes.cartridges import Cartridges, others_than
+from training.recipes.cartridges_author import write
+from training.recipes.config import PRESS_NAMES
 from training.schema import TrainConfig
 from training.seeding import numpy_rng, torch_generator
 from training.torch_step import Batch
 
 EXAM_ROWS = 256  # questions that are answered together
+SAID = ("what", "hop", "list", "json", "flip")  # kinds of prompts that are words themselves
 
 
 class DocumentCartridges(Cartridges):
@@ -45,6 +53,28 @@ class DocumentCartridges(Cartridges):
         with torch.no_grad():
             tokens = torch.from_numpy(texts).long().to(device)
             self.whole = read(self.teacher, tokens).prefix()  # [documents, t, kv, hd]
+
+    def step(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        if self.data.config.author == Author.model:
+            batch = self.written(batch)
+        return super().step(batch)
+
+    def written(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """As many conversations about the same documents, in the model's own words."""
+        owner = torch.from_numpy(batch["owner"]).long().to(self.device)
+        generator = torch_generator(
+            self.config.seed, "cartridge/author", self.trainer.count, device=self.device
+        )
+        length = batch["tokens"].shape[1]
+        documents = self.whole.map(lambda x: x[owner])
+        kinds = [kind for kind, share in self.data.config.prompts.items() if share and kind in SAID]
+        tokens, answers = write(self.teacher, documents, length, generator, kinds)
+        weight = answers[:, 1:].float()
+        return {
+            **batch,
+            "tokens": tokens.int().cpu().numpy(),
+            "weight": weight.cpu().numpy(),
+        }
 
     def seen(self, batch: Batch) -> Prefix:
         """The document, or the chunk of it that belongs to each conversation."""
@@ -73,8 +103,40 @@ class DocumentCartridges(Cartridges):
                 for kind, grade in grades.items()
             }
             if final:
-                found["eval/document_nats"] = self.document_nats()
+                found |= self.final_numbers()
         return found
+
+    def final_numbers(self) -> dict[str, float]:
+        """The loss of the documents; what the cartridge keeps of the full context's answers; and
+        how far an untrained cartridge of the whole document is from the document itself."""
+        ours, full = (self.exam[part]["retrieval"]["accuracy"] for part in ("heldout", "full"))
+        return {
+            "eval/document_nats": self.document_nats(),
+            "eval/heldout_of_full": ours / full if full else 0.0,
+            "eval/paraphrase_of_full": (
+                self.exam["heldout"]["paraphrase"]["accuracy"] / full if full else 0.0
+            ),
+            "eval/identity": self.identity(0),
+            "eval/identity_off_by_one": self.identity(1),
+        }
+
+    def identity(self, off: int) -> float:
+        """Largest difference of logits, relative to the largest logit, between questions after the
+        document and questions after a cartridge of all its rows on which no step was taken.
+
+        Args:
+            off: positions that the cartridge's questions are shifted by.
+        """
+        asked = questions(self.data.studied, "retrieval")
+        tokens = torch.from_numpy(asked.tokens).long().to(self.device)
+        owner = torch.from_numpy(asked.owners).long().to(self.device)
+        texts = torch.from_numpy(self.texts).long().to(self.device)
+        expected = self.teacher(torch.cat([texts[owner], tokens], dim=1))[:, texts.shape[1] :]
+        start = first_tokens(self.teacher, texts, texts.shape[1])
+        rows = CartridgeRows(start, self.recipe.frozen)().map(lambda x: x[owner])
+        shifted = replace(rows, position=rows.position + off)
+        difference = (self.teacher(tokens, cache=shifted) - expected).abs().max()
+        return (difference / expected.abs().max()).item()
 
     def final_exams(self, held: list[list[int]]) -> dict[str, Any]:
         """Part -> kind -> grade."""
@@ -91,20 +153,20 @@ class DocumentCartridges(Cartridges):
         """What memories of as many rows that need no training answer of the same questions."""
         tokens = torch.from_numpy(self.texts).long().to(self.device)
         found, best = {}, 0.0
-        for name in ("full", "none", "window", *BLIND):
+        for name in ("full", "none", "window", *PRESS_NAMES):
             own = memory(
                 name, self.teacher, self.recipe.tokens, tokens, ends=ENDS,
                 generator=torch_generator(self.config.seed, "beside/random"),
             )  # fmt: skip
             state = own.absorb(tokens)
 
-            def answer(questions: Questions, own: Any = own, state: Any = state) -> np.ndarray:
-                asked = torch.from_numpy(questions.tokens).long().to(self.device)
-                owner = torch.from_numpy(questions.owners).long().to(self.device)
-                return own.score(state, asked, owner)[:, -1].argmax(-1).cpu().numpy()
+            def answer(asked: Questions, own: Any = own, state: Any = state) -> np.ndarray:
+                tokens = torch.from_numpy(asked.tokens).long().to(self.device)
+                owner = torch.from_numpy(asked.owners).long().to(self.device)
+                return own.score(state, tokens, owner)[:, -1].argmax(-1).cpu().numpy()
 
             found[name] = examine(self.data.documents, answer, ("retrieval",), held)
-            if name in BLIND and not name.startswith("random"):
+            if name in PRESS_NAMES and not name.startswith("random"):
                 best = max(best, found[name]["retrieval"]["accuracy"])
         return {**found, "best_press": {"retrieval": {"accuracy": best}}}
 
@@ -126,15 +188,15 @@ class DocumentCartridges(Cartridges):
             composed: cartridges that stand together, the document's own among them.
         """
 
-        def answer(questions: Questions) -> np.ndarray:
+        def answer(asked: Questions) -> np.ndarray:
             found = []
-            for first in range(0, len(questions), EXAM_ROWS):
+            for first in range(0, len(asked), EXAM_ROWS):
                 part = slice(first, first + EXAM_ROWS)
-                owner = (questions.owners[part] + shift) % self.documents
+                owner = (asked.owners[part] + shift) % self.documents
                 rng = numpy_rng(self.config.seed, "exam/others", first)
                 others = others_than(owner, self.documents, composed - 1, rng)
                 hidden = self.student.hidden(
-                    torch.from_numpy(questions.tokens[part]).long().to(self.device),
+                    torch.from_numpy(asked.tokens[part]).long().to(self.device),
                     torch.from_numpy(owner).long().to(self.device),
                     offset=offset,
                     others=torch.from_numpy(others).to(self.device),
@@ -152,5 +214,10 @@ class DocumentCartridges(Cartridges):
         return linear_cross_entropy(hidden, self.head.to(hidden.dtype), tokens[:, 1:]).item()
 
     def summary(self) -> dict[str, Any]:
-        """Sizes and grades."""
-        return {**super().summary(), "exam": self.exam}
+        """Sizes and grades; `series` has those that a figure shows, as `BESIDE` names them."""
+        found = super().summary()
+        row = [found["bytes"] / found["context_bytes"]]
+        for name in BESIDE[1:]:
+            part, _, kind = name.partition("/")
+            row.append(self.exam.get(part, {}).get(kind, {}).get("accuracy", math.nan))
+        return {**found, "exam": self.exam, "series": {"beside": row}}

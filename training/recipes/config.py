@@ -223,11 +223,15 @@ class CartridgesConfig(RecipeConfig):
             )
 
 
+PRESS_NAMES = (
+    *("random", "random_per_head", "streaming_llm", "key_norm", "snapkv", "snapkv_adaptive"),
+    *("tova", "h2o", "expected_attention", "keydiff", "kvzip", "kvzip_adaptive"),
+)
+"Presses that do not see the question."
 MEMORIES = (
     *("full", "none", "window", "bm25", "embedding", "compaction"),
-    *("random", "random_per_head", "streaming_llm", "key_norm", "snapkv", "snapkv_adaptive"),
-    *("tova", "h2o", "expected_attention", "keydiff", "kvzip", "kvzip_adaptive", "snapkv_aware"),
-    *("int8", "int4", "int2", "cartridge", "lora"),
+    *PRESS_NAMES,
+    *("snapkv_aware", "int8", "int4", "int2", "cartridge", "lora"),
 )
 "Names of memories; fast weights come by the directory of their model."
 
