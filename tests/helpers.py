@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -89,3 +91,91 @@ def only_run(runs: Path, experiment: str = "quickstart/stdlib") -> Path:
 def weights(run: Path) -> dict[str, np.ndarray]:
     """The exported weights of a finished run."""
     return load_file(run / "model.safetensors")
+
+
+def tiny_teacher(directory: Path, keys: int = 64, values: int = 64) -> Path:
+    """An untrained decoder of two layers for documents of statements, as a run exports it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from models.language.config import TransformerConfig
+    from models.language.transformer import Transformer
+    from training.data.config import StatementsConfig
+    from training.files import write_json
+    from training.run_directory import plain
+
+    directory.mkdir(parents=True, exist_ok=True)
+    config = TransformerConfig(
+        vocab_size=StatementsConfig(keys=keys, values=values).vocab_size, d_model=32,
+        num_layers=2, num_heads=2, d_ff=48, rope_theta=1000.0, tie_embeddings=False,
+    )  # fmt: skip
+    model = Transformer(config, torch.Generator().manual_seed(0))
+    save_file(dict(model.state_dict()), directory / "model.safetensors")
+    write_json(directory / "model.json", plain(config))
+    return directory
+
+
+LLAMA = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def tiny_checkpoint(directory: Path, family: str) -> Path:
+    """An untrained Llama or Qwen3 on disk, with a tokenizer of bytes and its family's marks."""
+    import torch
+
+    from models.language.config import TransformerConfig
+    from models.language.huggingface import save_pretrained
+    from models.language.transformer import Transformer
+
+    directory.mkdir(parents=True, exist_ok=True)
+    marks = LLAMA if family == "llama" else QWEN
+    config = TransformerConfig(
+        vocab_size=256 + len(marks), d_model=32, num_layers=2, num_heads=4, num_kv_heads=2,
+        head_dim=8, d_ff=48, qk_norm=family == "qwen3", tie_embeddings=family != "llama",
+    )  # fmt: skip
+    model = Transformer(config, torch.Generator().manual_seed(0))
+    save_pretrained(model, directory, max_position_embeddings=4096)
+    write_tokenizer(directory, marks)
+    return directory
+
+
+def write_tokenizer(directory: Path, marks: list[str]) -> None:
+    """A tokenizer.json of bytes, and some marks."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(marks)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": marks[-1]}))
+
+
+def tiny_study(directory: Path) -> tuple[Path, Path]:
+    """A tiny Llama and what it said about a text: (checkpoint, conversations)."""
+    from training.data.chat import Chat
+    from training.data.tokenizer import FileTokenizer
+    from training.endpoint import InProcess
+    from training.pretrained import load_decoder
+    from training.synthesis import Study, synthesise
+
+    checkpoint = tiny_checkpoint(directory / "llama", "llama")
+    engine = InProcess(load_decoder(checkpoint))
+    study = Study(8, chunk=(32, 64), question_tokens=8, answer_tokens=12, workers=1)
+    chat = Chat(FileTokenizer(str(checkpoint)))
+    synthesise("High water at dawn. " * 20, engine, chat, study, directory / "study")
+    return checkpoint, directory / "study"
+
+
+def model_keys(checkpoint: Path) -> list[str]:
+    """The overrides that say what a checkpoint's model is."""
+    from training.pretrained import config_of
+
+    plain = {
+        key: value
+        for key, value in dataclasses.asdict(config_of(checkpoint)).items()
+        if key not in ("name", "mixing", "rope_scaling")
+    }
+    keys = [f"model.{key}={'null' if v is None else v}" for key, v in plain.items()]
+    return [*keys, "model.rope_scaling=null"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import write_corpus
+from tests.helpers import model_keys, tiny_study, tiny_teacher, write_corpus
 from training.config import compose, experiments
 from training.data.config import CorpusConfig, FactsConfig
 from training.errors import RunStopped, UserError
@@ -35,7 +35,42 @@ SMOKE = {
 }
 
 
+def cartridge_overrides(name: str, tmp_path: Path) -> list[str]:
+    """A model to read with, and what a cartridge of it needs."""
+    sizes = ["model.d_model=32", "model.num_layers=2", "model.num_heads=2", "model.d_ff=48"]
+    small = [
+        f"experiment={name}", *sizes, f"runs_dir={tmp_path / 'runs'}", "loop.steps=4",
+        "loop.log_every=1", "loop.checkpoint_every=2", "report=false", "optim.warmup_steps=1",
+        "data.batch_size=4",
+    ]  # fmt: skip
+    if name == "cartridges/teacher":
+        return [
+            *small, "data.statements=[2,4]", "data.from_step=[0,1]", "data.seq_len=64",
+            "recipe.eval_documents=4",
+        ]  # fmt: skip
+    if name in ("cartridges/corpus", "cartridges/longhealth"):
+        checkpoint, study = tiny_study(tmp_path)
+        return [
+            *(part for part in small if not part.startswith("model.")),
+            *model_keys(checkpoint), f"recipe.weights={checkpoint}", f"data.path={study}",
+            "recipe.tokens=64", "data.heldout=2", "data.seq_len=48", "optim.warmup_steps=0",
+        ]  # fmt: skip
+    weights = tiny_teacher(tmp_path / "teacher")
+    budget = [
+        "recipe.study_steps=2",
+        "recipe.ratios=[2,4]",
+        "recipe.memories=[full,kvzip,cartridge]",
+    ]
+    return [
+        *small, f"recipe.weights={weights}", "data.statements=[6]", "data.documents=2",
+        "data.seq_len=24",
+        *(budget if name.startswith("memory_budget") else ["recipe.tokens=8"]),
+    ]  # fmt: skip
+
+
 def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
+    if name.startswith(("cartridges/", "memory_budget/")):
+        return cartridge_overrides(name, tmp_path)
     config = compose([f"experiment={name}"])
     corpus = ["data=files", write_corpus(tmp_path / "text")]
     if not isinstance(config.data, CorpusConfig) or getattr(config.data, "by_package", False):

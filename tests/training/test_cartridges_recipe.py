@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from models.language.cartridges_file import load_cartridge
 from training.config import compose
+from training.data.statements import WORDS
 from training.distributed import Processes
 from training.errors import UserError
 from training.pretrained import config_of, load_decoder, locate
@@ -155,6 +156,30 @@ def test_a_chunk_is_all_that_its_teacher_sees(teacher):
     expected = recipe.teacher(context)[:, 16:][answers].log_softmax(-1).topk(20)
     torch.testing.assert_close(logprobs, expected.values, atol=1e-5, rtol=1e-4)
     assert torch.equal(tokens, expected.indices)
+
+
+def test_the_model_asks_and_answers_itself(teacher):
+    recipe = built(teacher, "data.author=model", "data.seq_len=30")
+    batch = recipe.written(recipe.data.batch(0))
+    again = recipe.written(recipe.data.batch(0))
+    assert np.array_equal(batch["tokens"], again["tokens"]), "a function of seed and step"
+    texts = torch.from_numpy(recipe.texts).long()
+    kinds = {WORDS.index(word) for word in ("what", "hop", "list", "json", "flip")}
+    for tokens, weight, owner in zip(batch["tokens"], batch["weight"], batch["owner"], strict=True):
+        answers = np.concatenate([[0], weight])  # of each token
+        starts = [i for i in range(len(tokens)) if not answers[i] and (i == 0 or answers[i - 1])]
+        heard = texts[owner].tolist()
+        for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+            question, answer = tokens[start : start + 3], tokens[start + 3 : end]
+            assert question[0] in kinds
+            if len(question) == 3:
+                assert question[2] == WORDS.index("=")
+            heard += [WORDS.index("ask"), *question.tolist()]
+            for token in answer.tolist():
+                logits = recipe.teacher(torch.tensor([heard]))[0, -1]
+                assert logits[token] > logits.max() - 1e-4, "the likeliest"
+                heard.append(token)
+    recipe.step(recipe.data.batch(0))
 
 
 def test_distractors_stand_beside_and_are_never_the_document_itself(teacher):

@@ -19,12 +19,9 @@ import pytest
 import torch
 
 from models.language.cartridges_file import load_cartridge
-from models.language.config import TransformerConfig
-from models.language.huggingface import save_pretrained
 from models.language.prefix import read
-from models.language.transformer import Transformer
 from scripts import answer, serve, synthesise
-from tests.helpers import environment
+from tests.helpers import environment, model_keys, tiny_checkpoint
 from tests.training.test_benchmarks import write_longhealth
 from training.config import compose
 from training.data.chat import Chat
@@ -40,37 +37,12 @@ from training.run_directory import run_path
 from training.synthesis import KINDS, Study
 from training.synthesis import synthesise as study_corpus
 
-LLAMA = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXT = "The tide table of Port Ellen. High water at dawn. Low water at noon. " * 8
-
-
-def write_tokenizer(directory: Path, specials: list[str]) -> None:
-    """Bytes, and some marks."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(specials)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": specials[-1]}))
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
 def checkpoint(request, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp(request.param)
-    specials = LLAMA if request.param == "llama" else QWEN
-    config = TransformerConfig(
-        vocab_size=256 + len(specials), d_model=32, num_layers=2, num_heads=4, num_kv_heads=2,
-        head_dim=8, d_ff=48, qk_norm=request.param == "qwen3",
-        tie_embeddings=request.param != "llama",
-    )  # fmt: skip
-    model = Transformer(config, torch.Generator().manual_seed(0))
-    save_pretrained(model, directory, max_position_embeddings=4096)
-    write_tokenizer(directory, specials)
-    return directory
+    return tiny_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -218,16 +190,6 @@ def test_from_a_text_to_answers_in_a_fresh_process(checkpoint, conversations, tm
     out.write_text(json.dumps({"question": "other", "answer": ""}) + "\n")
     with pytest.raises(UserError, match="answers to other questions"):
         answer.run(whole)
-
-
-def model_keys(checkpoint: Path) -> list[str]:
-    config = load_decoder(checkpoint).config
-    plain = {
-        key: value
-        for key, value in dataclasses.asdict(config).items()
-        if key not in ("name", "mixing", "rope_scaling")
-    }
-    return [f"model.{key}={'null' if v is None else v}" for key, v in plain.items()]
 
 
 def test_an_untrained_cartridge_of_the_whole_corpus_is_the_corpus(checkpoint, conversations):

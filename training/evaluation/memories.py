@@ -12,7 +12,7 @@ from typing import Any
 
 from training.evaluation.layer_tables import runs_of
 from training.evaluation.markdown import table
-from training.evaluation.plots import Line, line_chart
+from training.evaluation.plots import Line, line_chart, mean_curve
 from training.evaluation.statistics import mean
 from training.recipes.config import PRESS_NAMES
 
@@ -32,6 +32,7 @@ BESIDE = (
     *(f"{name}/retrieval" for name in ("full", "none", "window", *PRESS_NAMES)),
 )
 "What a run of cartridges says of itself and of the memories beside it, in `series/beside`."
+ANSWERED, BYTES = "share of questions answered", "share of the context's bytes"
 PREFIX = "memory/"
 Row = dict[str, float]
 
@@ -121,5 +122,53 @@ def chart_of(run: Mapping[str, Any], names: Sequence[str]) -> str | None:
     if not lines:
         return None
     return line_chart(
-        lines, "share of questions answered", "share of the context's bytes", log_x=True
+        lines,
+        "share of questions answered",
+        "share of the context's bytes",
+        log_x=True,
+        from_zero=True,
     )
+
+
+def budget_chart(runs: Sequence[Mapping[str, Any]]) -> str | None:
+    """SVG: what cartridges of several sizes answer, beside presses and text of as many bytes."""
+    seeds = [run.get("series", []) for run in runs]
+    if not any(seeds):
+        return None
+    shown = {
+        "cartridge": "heldout/retrieval",
+        "cartridge, another form": "heldout/paraphrase",
+        "KVzip, heads compete": "kvzip_adaptive/retrieval",
+        "expected attention": "expected_attention/retrieval",
+        "H2O": "h2o/retrieval",
+        "last tokens": "window/retrieval",
+    }
+    every = [
+        [dict(zip(BESIDE, seed["beside"], strict=True)) for seed in own] for own in seeds if own
+    ]
+    every.sort(key=lambda own: own[0]["share_of_context"])
+    x = [own[0]["share_of_context"] for own in every]
+    count = min(map(len, every))
+    lines = [
+        mean_curve(name, x, [[own[i][key] for own in every] for i in range(count)])
+        for name, key in shown.items()
+    ]
+    full = mean([own[i]["full/retrieval"] for own in every for i in range(count)])
+    lines.append(Line("document in context", x, [full] * len(x), bound=True))
+    return line_chart(lines, ANSWERED, BYTES, log_x=True, from_zero=True)
+
+
+def start_chart(
+    curves: Mapping[str, Sequence[Mapping[str, Any]]], starts: Mapping[str, str]
+) -> str | None:
+    """SVG: what is answered over the steps of training, from different starts."""
+    lines = []
+    for name, run in starts.items():
+        seeds = []
+        for curve in curves.get(run, []):
+            pairs = zip(curve["step"], curve.get("eval/heldout/retrieval", []), strict=False)
+            seeds.append([(step, value) for step, value in pairs if value is not None])
+        if seeds:
+            steps = [step for step, _ in seeds[0]]
+            lines.append(mean_curve(name, steps, [[v for _, v in seed] for seed in seeds]))
+    return line_chart(lines, ANSWERED, "step", from_zero=True) if lines else None

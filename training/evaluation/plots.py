@@ -126,11 +126,11 @@ def line_chart(
         draw_levels(axes, levels)
     else:
         axes.grid(axis="y", color=FAINT, linewidth=0.4, alpha=0.4)
-        if wide_range([y for line in lines for y in line.y]):
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        elif wide_range([y for line in lines for y in line.y]):
             axes.set_yscale("log")
             plain_ticks(axes.yaxis)
-        elif from_zero:
-            axes.set_ylim(bottom=0)
     if len(lines) > 1:
         axes.legend(frameon=False, loc="best")
     return svg(figure)

@@ -90,6 +90,7 @@ class DocumentCartridges(Cartridges):
         every, kinds = range(self.data.config.statements[0]), tuple(FORMS)
         asked = self.data.asked
         held = [sorted(set(every) - set(own)) for own in asked]
+        held = held if any(held) else [list(every)] * self.documents  # nothing is: all of them
         with self.trainer.averaged_weights(), self.trainer.autocast():
             self.exam = {
                 "asked": self.examined(kinds[:2], among=asked),
