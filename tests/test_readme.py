@@ -8,10 +8,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from scripts.words import parse
 from tests.helpers import ROOT
 from training.config import compose
 from training.evaluation.claims_file import load_claims, papers
@@ -59,6 +61,16 @@ def check_module(words: list[str]) -> None:
     run.parse(given)
 
 
+def check_door(name: str) -> Callable[[list[str]], None]:
+    """`afferent <name> key=value ...`: the door takes these words."""
+
+    def check(words: list[str]) -> None:
+        door = importlib.import_module(f"scripts.{name}")
+        parse(words, door.Asked, name)
+
+    return check
+
+
 def check_nothing(words: list[str]) -> None:
     """Words that other tests check."""
 
@@ -68,6 +80,9 @@ AFFERENT = {
     "reproduce": check_reproduce,
     "report": check_nothing,
     "bench": check_bench,
+    "synthesise": check_door("synthesise"),
+    "answer": check_door("answer"),
+    "serve": check_door("serve"),
     "--help": check_nothing,
 }
 

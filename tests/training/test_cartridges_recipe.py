@@ -209,6 +209,34 @@ def test_a_run_writes_cartridges_that_answer_in_a_fresh_process(teacher, tmp_pat
         assert prefix.position == header.tokens == 8 and header.lineage["document"] == i
 
 
+def test_training_goes_on_from_an_earlier_cartridge_and_says_so(teacher, tmp_path):
+    small = [
+        "experiment=cartridges/facts", f"recipe.weights={teacher}", *SMALL, "recipe.tokens=8",
+        "recipe.page=8", f"runs_dir={tmp_path}",
+    ]  # fmt: skip
+    first = compose([*small, "run=first"])
+    run(first)
+    old = run_path(first)
+    recipe = cartridges.build(compose([*small, f"recipe.start_from={old}"]), Processes(), CPU)
+    own = recipe.student.rows()
+    for i in range(3):
+        prefix, _ = load_cartridge(old / f"cartridge_{i}.safetensors")
+        for a, b in zip(own.layers, prefix.layers, strict=True):
+            assert torch.equal(a[0][i], b[0]) and torch.equal(a[1][i], b[1])
+    second = compose([*small, "run=second", f"recipe.start_from={old}"])
+    run(second)
+    for i in range(3):
+        parent = load_cartridge(old / f"cartridge_{i}.safetensors")[1]
+        child = load_cartridge(run_path(second) / f"cartridge_{i}.safetensors")[1]
+        assert child.lineage["parents"] == [parent.content] and child.content != parent.content
+    for changes, message in (
+        ([f"recipe.start_from={tmp_path}"], "there is no cartridge"),
+        ([f"recipe.start_from={old}", "recipe.tokens=16"], "set recipe.tokens=8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cartridges.build(compose([*small, *changes]), Processes(), CPU)
+
+
 def test_another_model_than_the_configuration_says_is_refused(teacher, tmp_path):
     with pytest.raises(UserError, match=r"set model\.d_ff=48"):
         built(teacher, "model.d_ff=64")

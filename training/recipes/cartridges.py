@@ -38,7 +38,12 @@ from models.language.cartridges import (
     random_vectors,
     sampled_chunks,
 )
-from models.language.cartridges_file import fingerprint, save_cartridge
+from models.language.cartridges_file import (
+    CartridgeError,
+    fingerprint,
+    load_cartridge,
+    save_cartridge,
+)
 from models.language.config import TransformerConfig, flops_per_token
 from models.language.lora import Lora, rank_for
 from models.language.prefix import Prefix, join
@@ -156,6 +161,7 @@ class Cartridges:
         self.teacher.checkpoint_blocks = config.recipe.activation_checkpointing
         self.fingerprint = fingerprint(self.teacher)
         self.texts, self.documents = texts, len(texts)
+        self.parents: list[str] = []  # of each document, the content hash of what it goes on from
         self.student = self.started(unrelated)
         self.parameters = num_parameters(self.student)
         self.trainer = TorchStep(
@@ -175,6 +181,8 @@ class Cartridges:
             rank = rank_for(self.teacher.config, recipe.tokens)
             loras = [Lora(self.teacher, rank, generator=generator) for _ in self.texts]
             return Student(self.teacher, None, loras)
+        if recipe.start_from is not None:
+            return Student(self.teacher, CartridgeRows(self.earlier(), recipe.frozen), [])
         text = unrelated if recipe.start == Start.unrelated else self.texts
         tokens = torch.from_numpy(text).long().to(self.device)
         try:
@@ -189,6 +197,29 @@ class Cartridges:
         # In float32 whatever the model is in: a step of Adam is lost on 16 bits.
         rows = CartridgeRows(start.map(lambda x: x.float()), recipe.frozen)
         return Student(self.teacher, rows, [])
+
+    def earlier(self) -> Prefix:
+        """The cartridges of another run, one for each document. Raises UserError."""
+        every = []
+        for i in range(self.documents):
+            file = Path(str(self.recipe.start_from)).expanduser() / f"cartridge_{i}.safetensors"
+            try:
+                prefix, header = load_cartridge(file, self.teacher, device=self.device)
+            except CartridgeError as error:
+                raise UserError(f"recipe.start_from={self.recipe.start_from}: {error}") from error
+            if header.tokens != self.recipe.tokens:
+                raise UserError(
+                    f"recipe.start_from={self.recipe.start_from} has {header.tokens} rows: set "
+                    f"recipe.tokens={header.tokens}"
+                )
+            every.append(prefix)
+            self.parents.append(header.content)
+        layers = zip(*(prefix.layers for prefix in every), strict=True)
+        stacked = tuple(
+            (torch.stack([k for k, _ in own]).float(), torch.stack([v for _, v in own]).float())
+            for own in layers
+        )
+        return Prefix(stacked, every[0].position)
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
         rng = numpy_rng(self.config.seed, "cartridge/step", self.trainer.count)
@@ -281,7 +312,7 @@ class Cartridges:
         """Write one cartridge."""
         text = np.ascontiguousarray(self.texts[document], np.int32)
         lineage = {
-            "parents": [],
+            "parents": self.parents[document : document + 1],
             "experiment": self.config.experiment or "",
             "seed": self.config.seed,
             "document": document,

@@ -187,6 +187,8 @@ class CartridgesConfig(RecipeConfig):
     "Rows of a page of the cache: the cartridge is stored if tokens is a multiple of it."
     start: Start = Start.first
     "first, chunks, unrelated or random."
+    start_from: str | None = None
+    "Directory with cartridge_<i>.safetensors to go on from, as when a document has changed; null."
     frozen: int = 1
     "First rows that are not trained: the attention sink."
     adapter: Adapter = Adapter.rows
@@ -216,10 +218,11 @@ class CartridgesConfig(RecipeConfig):
             raise ValueError(
                 f"recipe.frozen={self.frozen} must be below recipe.tokens={self.tokens}"
             )
-        if self.adapter == Adapter.lora and (self.distractors or self.eval_composed):
+        standing = self.distractors or self.eval_composed or self.start_from
+        if self.adapter == Adapter.lora and standing:
             raise ValueError(
-                "recipe.adapter=lora has no rows that could stand together: set "
-                "recipe.distractors=0 and recipe.eval_composed=[]"
+                "recipe.adapter=lora has no rows that could stand together or be gone on from: set "
+                "recipe.distractors=0, recipe.eval_composed=[] and recipe.start_from=null"
             )
 
 
