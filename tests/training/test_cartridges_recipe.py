@@ -16,6 +16,7 @@ from training.config import compose
 from training.data.statements import WORDS
 from training.distributed import Processes
 from training.errors import UserError
+from training.evaluation.exam import questions
 from training.pretrained import config_of, load_decoder, locate
 from training.recipes import cartridges, cartridges_teacher, memory_budget
 from training.run import run
@@ -23,6 +24,7 @@ from training.run_directory import run_path
 
 CPU = torch.device("cpu")
 MODEL = ["model.d_model=32", "model.num_layers=2", "model.num_heads=2", "model.d_ff=48"]
+FEW = ["data.keys=24", "data.values=24", "data.from_step=[]", "data.seq_len=64"]
 SMALL = [
     *MODEL,
     "data.keys=24",
@@ -76,6 +78,23 @@ def test_the_teacher_exports_a_plain_decoder(teacher):
     assert set(tensors) == {name for name, _ in model.named_parameters()}
     assert not any(p.requires_grad for p in model.parameters())
     assert config_of(teacher).d_model == 32
+
+
+def test_without_its_document_a_teacher_sees_only_the_first_token(teacher):
+    config = compose(["experiment=cartridges/teacher", *MODEL, "data.statements=[6]", *FEW])
+    recipe = cartridges_teacher.build(config, Processes(), CPU)
+    documents = recipe.data.heldout(3, 6)
+    asked = questions(documents, "retrieval")
+    tokens = torch.from_numpy(asked.tokens).long()
+    first = torch.zeros(len(tokens), 1, dtype=torch.long)
+    expected = recipe.model(torch.cat([first, tokens], dim=1))[:, -1].argmax(-1)
+    nothing = cartridges_teacher.in_context(recipe.model, [d.tokens[:, :1] for d in documents])
+    assert np.array_equal(nothing(asked), expected.numpy())
+    shown = torch.from_numpy(np.concatenate([d.tokens for d in documents])[asked.owners]).long()
+    expected = recipe.model(torch.cat([shown, tokens], dim=1))[:, -1].argmax(-1)
+    seen = cartridges_teacher.in_context(recipe.model, documents)
+    assert np.array_equal(seen(asked), expected.numpy())
+    assert not np.array_equal(seen(asked), nothing(asked))
 
 
 def test_the_hint_names_the_tokens_before_and_trains_through_its_block_alone():

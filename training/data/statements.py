@@ -65,13 +65,6 @@ class Documents:
     links: dict[int, int]
     "Statement -> the one about its object."
 
-    def part(self, first: int, last: int) -> Int32[np.ndarray, "b t"]:
-        """The statements `first` to `last`, without it, as a document of their own."""
-        begin = self.ends[first - 1] if first else 1
-        return np.concatenate(
-            [self.tokens[:, :1], self.tokens[:, begin : self.ends[last - 1]]], axis=1
-        )
-
     @property
     def count(self) -> int:
         return self.subjects.shape[1]

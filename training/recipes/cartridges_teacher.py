@@ -119,7 +119,7 @@ class CartridgesTeacher(DecoderTraining):
                 documents = self.data.heldout(count, number)
                 self.exam[str(number)] = examine(documents, in_context(self.model, documents))
                 if final:
-                    nothing = in_context(self.model, [d.part(0, 0) for d in documents])
+                    nothing = in_context(self.model, [d.tokens[:, :1] for d in documents])
                     self.exam[f"{number}_without"] = examine(documents, nothing)
             for name, grades in self.exam.items():
                 found |= {f"eval/{name}/{k}": grade["accuracy"] for k, grade in grades.items()}
