@@ -33,7 +33,6 @@ from training.seeding import numpy_rng, torch_generator
 from training.torch_step import Batch
 
 EXAM_ROWS = 256  # questions that are answered together
-AHEAD = 8  # steps whose conversations the model writes at once
 SAID = ("what", "hop", "list", "json", "flip")  # kinds of prompts that are words themselves
 
 
@@ -51,7 +50,6 @@ class DocumentCartridges(Cartridges):
         )
         super().__init__(config, data, processes, device, texts, unrelated)
         self.exam: dict[str, Any] = {}
-        self.pool: tuple[int, dict[str, np.ndarray]] | None = None
         with torch.no_grad():
             tokens = torch.from_numpy(texts).long().to(device)
             self.whole = read(self.teacher, tokens).prefix()  # [documents, t, kv, hd]
@@ -62,26 +60,21 @@ class DocumentCartridges(Cartridges):
         return super().step(batch)
 
     def written(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As many conversations about the same documents, in the model's own words.
-
-        They are written for several steps at a time, which costs hardly more than for one.
-        """
-        block, place = divmod(self.trainer.count, AHEAD)
-        if self.pool is None or self.pool[0] != block:
-            self.pool = block, self.block(batch, block)
-        rows = slice(place * len(batch["owner"]), (place + 1) * len(batch["owner"]))
-        return {**batch, **{name: x[rows] for name, x in self.pool[1].items()}}
-
-    def block(self, batch: dict[str, np.ndarray], block: int) -> dict[str, np.ndarray]:
-        """The conversations of the steps of a block, one step after the other."""
-        owner = torch.from_numpy(np.tile(batch["owner"], AHEAD)).long().to(self.device)
-        generator = torch_generator(self.config.seed, "cartridge/author", block, device=self.device)
+        """As many conversations about the same documents, in the model's own words."""
+        owner = torch.from_numpy(batch["owner"]).long().to(self.device)
+        generator = torch_generator(
+            self.config.seed, "cartridge/author", self.trainer.count, device=self.device
+        )
         length = batch["tokens"].shape[1]
         documents = self.whole.map(lambda x: x[owner])
         kinds = [kind for kind, share in self.data.config.prompts.items() if share and kind in SAID]
         tokens, answers = write(self.teacher, documents, length, generator, kinds)
         weight = answers[:, 1:].float()
-        return {"tokens": tokens.int().cpu().numpy(), "weight": weight.cpu().numpy()}
+        return {
+            **batch,
+            "tokens": tokens.int().cpu().numpy(),
+            "weight": weight.cpu().numpy(),
+        }
 
     def seen(self, batch: Batch) -> Prefix:
         """The document, or the chunk of it that belongs to each conversation."""
