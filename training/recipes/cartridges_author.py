@@ -15,9 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.language.inference.cache import KVCache
 from models.language.inference.generation import sample
-from models.language.prefix import Prefix
+from models.language.prefix import Prefix, Reading, join
 from models.language.transformer import Transformer
 from training.data.statements import ENDS, REWRITINGS, WORDS
 
@@ -45,7 +44,6 @@ def write(
     """
     device, b = model.embed.weight.device, len(documents.layers[0][0])
     most = length + length // (QUESTION + 1) + 2  # tokens read, each `ask` included
-    cache = KVCache(model.config, b, most, prefix=documents, device=device)
     words = torch.tensor([WORDS.index(word) for word in kinds], device=device)
     rewriting = torch.tensor([WORDS.index(word) for word in REWRITINGS], device=device)
     ends = torch.tensor(ENDS, device=device)
@@ -55,9 +53,11 @@ def write(
     place = torch.zeros_like(row)  # where each row writes next
     said = torch.zeros_like(row)  # tokens since `ask`; -1: it is the next one
     left = torch.zeros_like(row)  # statements that the answer still has
-    token = torch.full_like(row, ASK)
+    token, before = torch.full_like(row, ASK), documents
     for _ in range(most):
-        hidden = model.hidden(token[:, None], cache=cache)
+        reading = Reading(before)  # few tokens behind a short document: pages would cost more
+        hidden = model.hidden(token[:, None], cache=reading)
+        before = join([before, reading.prefix()], reading.position)
         logits = model.logits(hidden)[:, 0].float()
         asking, questioning = said < 0, (said >= 0) & (said < QUESTION)
         drawn = torch.randint(len(words), (b,), generator=generator, device=device)
