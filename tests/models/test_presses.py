@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from einops import rearrange
 
+from kernels import adaptive_budgets, compact_kv, decode_paged, pages_of, select_top
+from kernels.kv_cache.append.op import append_kv
+from kernels.kv_cache.layout import BlockTable, PagedKV
+from kernels.kv_cache.pool import PagePool
 from models.language import presses
 from models.language.config import TransformerConfig
 from models.language.prefix import Reading, read
@@ -157,3 +162,43 @@ def test_a_budget_that_cannot_be_is_refused(model):
     for keep in (0, 17):
         with pytest.raises(ValueError, match=f"keep={keep} must be between 1 and the 16 rows"):
             press(reading, presses.key_norm(reading), keep)
+
+
+@pytest.mark.parametrize("adaptive", [False, True], ids=["uniform", "adaptive"])
+@torch.no_grad()
+def test_pages_of_a_pressed_cache_are_fewer_and_answer_the_same(adaptive, model):
+    """What is dropped is memory that other requests can have: the kept rows of each head go to
+    pages of their own, the others are freed, and a new token sees what the prefix shows it."""
+    context, kv = random_tokens(2, 96), model.config.resolved_kv_heads
+    reading = read(model, context)
+    scores = presses.h2o(reading)
+    prefix = press(reading, scores, 16, adaptive=adaptive, floor=1)
+    layer, (q, k, v) = 1, torch.randn(3, 2, 1, 4, 8, generator=torch.Generator().manual_seed(0))
+    k, v = k[:, :, :kv], v[:, :, :kv]
+    expected = prefix.attend_turned(layer, q, k, v)[:, 0]
+
+    pool = PagePool(2 * 6 + 6 * kv)
+    cache = PagedKV.create(pool.pages, 16, kv, 8, dtype=torch.float32)
+    pages = torch.tensor([pool.alloc(6) for _ in range(2)])
+    table = BlockTable.create(pages, torch.full((2,), 96), cache)
+    rows = (reading.keys[layer].flatten(0, 1), reading.values[layer].flatten(0, 1))
+    append_kv(cache, table, *rows, cu_seqlens=torch.tensor([0, 96, 192], dtype=torch.int32))
+    budget = adaptive_budgets(scores[layer], 16 * kv, 1) if adaptive else 16
+    kept = select_top(scores[layer], budget)
+    compacted = compact_kv(cache, table, kept, pool, room=1)
+    for own in pages_of(table, cache):
+        pool.free(own)
+    used = sum(len(own) for own in compacted.pages)
+    assert pool.used_pages == used <= 2 * 3, "of 12 pages"
+    cache.data[[p for p in range(pool.pages) if not pool.holders(p)]] = float("nan")
+
+    heads = 2 * kv
+    lengths = compacted.table.lengths + 1
+    grown = BlockTable.create(compacted.table.pages, lengths, compacted.cache)
+    each = torch.arange(heads + 1, dtype=torch.int32)
+    one = [rearrange(x[:, 0], "b kv hd -> (b kv) 1 hd").contiguous() for x in (k, v)]
+    append_kv(compacted.cache, grown, *one, cu_seqlens=each)
+    asked = rearrange(q[:, 0], "b (kv g) hd -> (b kv) g hd", kv=kv).contiguous()
+    out = decode_paged(asked, compacted.cache, grown)
+    found = rearrange(out, "(b kv) g hd -> b (kv g) hd", kv=kv)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
