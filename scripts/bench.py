@@ -6,6 +6,11 @@ drifts drifts for both. Absolute times are shown for orientation only.
   suite=training      the training step on this machine, whatever it is
       repeats=9         repetitions of each side
 
+  suite=serving      decoding behind one document for many requests: full context, shared, cartridge
+      repeats=9         repetitions of each side
+      scale=h200        or small, for a smaller card
+      dry_run=true      check the arms at tiny size on the CPU; times nothing
+
   suite=attention,decode,...   our kernels against this GPU's own ceilings and named peers
       budget=600        seconds of this call; the same command goes on where it ended
       out=<file>.json   results; a case in it is skipped unless its kernels have changed
@@ -32,10 +37,14 @@ from pathlib import Path
 from kernels.bench import SUITES as KERNELS
 from training.errors import UserError
 
-SUITES = ("training", *KERNELS)
-DEFAULTS = {"repeats": "9"}
+OWN = {
+    "training": {"repeats": "9"},
+    "serving": {"repeats": "9", "scale": "h200", "dry_run": "false"},
+}
+"Suites with keys of their own."
+SUITES = (*OWN, *KERNELS)
 KERNEL_DEFAULTS = {"budget": "600", "out": "", "cases": "", "scale": "h200", "dry_run": "false"}
-"Keys of suite=training, and of the kernels' suites; `suite` belongs to both."
+"Keys of the kernels' suites."
 
 
 @dataclass(frozen=True)
@@ -87,16 +96,20 @@ def main() -> None:
         return
     try:
         given = parse(words)
-        sys.exit(bench_training(given) if given["suite"] == "training" else bench_kernels(given))
+        sys.exit(bench_own(given) if given["suite"] in OWN else bench_kernels(given))
     except UserError as error:
         print(f"afferent: {error}", file=sys.stderr)
         sys.exit(error.code)
 
 
-def bench_training(given: dict[str, str]) -> int:
-    """Time the training suite, print and save it; 1 if a ratio is over its limit."""
-    suite = importlib.import_module("scripts.benchmarks.training")
-    measurements = suite.run(int(given["repeats"]))
+def bench_own(given: dict[str, str]) -> int:
+    """Time a suite of whole models, print and save it; 1 if a ratio is over its limit."""
+    suite = importlib.import_module(f"scripts.benchmarks.{given['suite']}")
+    if given.get("dry_run") == "true":
+        print("\n".join(suite.check()))
+        return 0
+    options = [given["scale"]] if "scale" in given else []
+    measurements = suite.run(*options, int(given["repeats"]))
     print(table(measurements))
     print(save(given["suite"], measurements))
     return int(any(m.ratio > m.limit for m in measurements))
@@ -126,11 +139,12 @@ def parse(words: list[str]) -> dict[str, str]:
                 f"suite={suite}: there is no such suite.{near(suite, SUITES)} "
                 f"Use: {', '.join(SUITES)}"
             )
-    if "training" in suites and len(suites) > 1:
+    own = [suite for suite in suites if suite in OWN]
+    if own and len(suites) > 1:
         raise UserError(
-            f"suite={given['suite']}: training has keys of its own: bench it in a call of its own"
+            f"suite={given['suite']}: {own[0]} has keys of its own: bench it in a call of its own"
         )
-    defaults = {"suite": ""} | (DEFAULTS if suites == ["training"] else KERNEL_DEFAULTS)
+    defaults = {"suite": ""} | (OWN[own[0]] if own else KERNEL_DEFAULTS)
     for key in given:
         if key not in defaults:
             raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.kv_cache.layout import QuantSpec
 from models.language.config import MixingConfig, TransformerConfig
 from models.language.inference.cache import KVCache
 from models.language.prefix import Prefix, Reading, join, no_prefix, read
@@ -62,6 +63,26 @@ def test_a_cache_that_begins_with_a_prefix_goes_on_token_by_token(model):
     torch.testing.assert_close(
         model(question, cache=cache), model(question, cache=fewer), atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("kind", ["none", "int4"])
+@torch.no_grad()
+def test_sequences_share_the_pages_of_a_prefix_that_fills_them(kind, model):
+    context, question = random_tokens(1, 48), random_tokens(5, 7, seed=1)
+    rows = read(model, context).prefix()
+    options = {"page": 16, "quant": QuantSpec(kind)}
+    shared = KVCache(model.config, 5, 7, prefix=rows.map(lambda x: x[0]), **options)
+    copied = KVCache(
+        model.config, 5, 7, prefix=rows.map(lambda x: x.expand(5, -1, -1, -1)), **options
+    )
+    assert (shared.shared, copied.shared) == (3, 0)
+    assert shared.num_bytes * (5 * 4) == copied.num_bytes * (3 + 5)
+    for i in range(7):
+        token = question[:, i : i + 1]
+        found, expected = model(token, cache=shared), model(token, cache=copied)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    odd = KVCache(model.config, 5, 7, prefix=rows.map(lambda x: x[0, 1:]), **options)
+    assert odd.shared == 0, "a page that is not full would be written by all"
 
 
 @torch.no_grad()

@@ -35,7 +35,9 @@ class KVCache:
         max_len: tokens it can hold.
         page: tokens of a page, a power of two, at least 16.
         quant: how keys and values are stored; None: as they are.
-        prefix: what stands before the tokens, with as many rows in every layer; copied.
+        prefix: what stands before the tokens, with as many rows in every layer; copied into pages.
+            If all sequences have the same rows (of [p, kv, hd]) and they fill whole pages, as a
+            cartridge's do, these pages exist once and every sequence's table begins with them.
         device, dtype: those of the model's activations.
     """
 
@@ -51,13 +53,17 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._before = 0 if prefix is None else prefix.rows
-        each = -(-(self._before + max_len) // page)  # pages of a sequence
+        self._before = rows = 0 if prefix is None else prefix.rows
+        self.shared = 0  # pages that all sequences begin with
+        if prefix is not None and rows % page == 0 and prefix.layers[0][0].ndim == 3:
+            self.shared = rows // page
+        each = -(-(rows + max_len) // page) - self.shared  # pages of a sequence
+        total = max(1, self.shared + batch * each)
         self.layers: list[PagedKV | None] = [
             None
             if mixer not in (Mixer.full, Mixer.sliding)
             else PagedKV.create(
-                max(1, batch * each),
+                total,
                 page,
                 config.resolved_kv_heads,
                 config.resolved_head_dim,
@@ -73,7 +79,8 @@ class KVCache:
         self.tokens = torch.empty(batch, max_len, device=device, dtype=torch.int64)
         self.length = 0
         self._start = 0 if prefix is None else prefix.position
-        self._pages = torch.arange(batch * each).reshape(batch, each)
+        own = torch.arange(self.shared, self.shared + batch * each).reshape(batch, each)
+        self._pages = torch.cat([torch.arange(self.shared).expand(batch, -1), own], dim=1)
         tailed = self._paged is not None and self._paged.tail is not None
         self._slots = torch.arange(batch) if tailed else None
         if prefix is not None:
@@ -85,6 +92,15 @@ class KVCache:
         """Of the next token."""
         return self._start + self.length
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages, those that are not full yet included; scales too."""
+        return sum(
+            round(layer.bytes_per_token * layer.pages * layer.page)
+            for layer in self.layers
+            if layer is not None
+        )
+
     def check(self, config: TransformerConfig) -> None:
         """Raise ValueError unless it was made for a model of as many layers."""
         if len(self.layers) != config.num_layers:
@@ -93,11 +109,13 @@ class KVCache:
             )
 
     def _write(self, prefix: Prefix) -> None:
-        """Put the rows of a prefix into the pages of every sequence."""
-        b, p = self.tokens.shape[0], prefix.rows
+        """Put the rows of a prefix into the pages of every sequence, or into those they share."""
+        p, b = prefix.rows, 1 if self.shared else self.tokens.shape[0]
         if prefix.counts is not None or any(k.shape[-3] != p for k, _ in prefix.layers):
             raise ValueError("a KVCache holds a prefix with as many rows in every layer and head")
-        self._advance(p)
+        if p == 0:
+            return
+        self._advance(p, b)
         for pages, (k, v) in zip(self.layers, prefix.layers, strict=True):
             assert pages is not None
             k, v = (x.expand(b, *x.shape[-3:]).flatten(0, 1).to(pages.dtype) for x in (k, v))
@@ -115,15 +133,16 @@ class KVCache:
         self.tokens[:, self.length : end] = tokens
         self.length = end
         if self._paged is not None:
-            self._advance(t)
+            self._advance(t, b)
         return self.tokens[:, :end]
 
-    def _advance(self, t: int) -> None:
-        """The block table of a step that stores the last t tokens of each sequence."""
-        b, device = self.tokens.shape[0], self.tokens.device
+    def _advance(self, t: int, b: int) -> None:
+        """The block table of a step that stores the last t tokens of the first b sequences."""
+        device = self.tokens.device
         assert self._paged is not None
         lengths = torch.full((b,), self._before + self.length)
-        self._table = BlockTable.create(self._pages, lengths, self._paged, self._slots)
+        slots = None if self._slots is None else self._slots[:b]
+        self._table = BlockTable.create(self._pages[:b], lengths, self._paged, slots)
         self._bounds = torch.arange(0, b * t + 1, t, dtype=torch.int32, device=device)
         self._rows = torch.arange(t, dtype=torch.int32, device=device).repeat(b)
 
