@@ -209,7 +209,7 @@ def test_a_dry_run_checks_every_case_and_writes_nothing(tmp_path: Path) -> None:
     [
         (["suite=attentoin"], "Did you mean attention?"),
         (["suite=attention,los"], "Did you mean loss?"),
-        ([], "Use: training, attention"),
+        ([], "Use: training, serving, attention"),
         (["suite=attention", "bugdet=9"], "Did you mean budget?"),
         (["suite=attention", "repeats=9"], "there is no key `repeats` for suite=attention"),
         (["suite=training", "budget=99"], "there is no key `budget` for suite=training"),
