@@ -85,8 +85,10 @@ def run(asked: Asked) -> str:
     def answer(question: str) -> str:
         if not question.strip():
             raise UserError("question is empty: give question=<text>, or benchmark=... source=...")
-        whole = [*chat.message("user", question), *chat.open("assistant")]
-        prompt = chat.encode(question) if raw else whole
+        if raw:
+            prompt = chat.encode(question)
+        else:
+            prompt = [*chat.message("user", question), *chat.open("assistant")]
         generator = torch.Generator(device=where).manual_seed(asked.seed)
         tokens, _ = complete(
             model, prompt, asked.max_tokens, temperature=asked.temperature, stop=chat.stop,

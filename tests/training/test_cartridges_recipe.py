@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from models.language.cartridges_file import load_cartridge
+from scripts import answer
 from training.config import compose
-from training.data.statements import WORDS
+from training.data.statements import WORDS, vocabulary
 from training.distributed import Processes
 from training.errors import UserError
 from training.evaluation.exam import questions
@@ -224,8 +225,17 @@ def test_a_run_writes_cartridges_that_answer_in_a_fresh_process(teacher, tmp_pat
     assert results["bytes"] * 4 == results["context_bytes"]
     model = load_decoder(teacher)
     for i in range(3):
-        prefix, header = load_cartridge(run_path(config) / f"cartridge_{i}.safetensors", model)
+        file = run_path(config) / f"cartridge_{i}.safetensors"
+        prefix, header = load_cartridge(file, model)
         assert prefix.position == header.tokens == 8 and header.lineage["document"] == i
+    said = answer.run(
+        answer.Asked(str(file), "what k8 =", weights=str(teacher), max_tokens=2, device="cpu")
+    )
+    question = torch.tensor([[WORDS.index("what"), len(WORDS) + 8, WORDS.index("=")]])
+    first = vocabulary(config.data)[int(model(question, cache=prefix)[0, -1].argmax())]
+    assert said.split()[0] == first
+    with pytest.raises(UserError, match="'where k8 =' holds something"):
+        answer.run(answer.Asked(str(file), "where k8 =", weights=str(teacher), device="cpu"))
 
 
 def test_training_goes_on_from_an_earlier_cartridge_and_says_so(teacher, tmp_path):
