@@ -43,7 +43,7 @@ def cartridge_overrides(name: str, tmp_path: Path) -> list[str]:
         "loop.log_every=1", "loop.checkpoint_every=2", "report=false", "optim.warmup_steps=1",
         "data.batch_size=4",
     ]  # fmt: skip
-    if name == "cartridges/teacher":
+    if name in ("cartridges/teacher", "memory_budget/reader"):
         return [
             *small, "data.statements=[2,4]", "data.from_step=[0,1]", "data.seq_len=64",
             "recipe.eval_documents=4",

@@ -314,6 +314,14 @@ def test_a_memory_budget_measures_every_memory_and_resumes(teacher, tmp_path):
     assert whole["lead"]["cartridge_4"]["mean"] == 0.0
 
 
+@pytest.mark.parametrize("name", ["cartridges/facts", "memory_budget/facts"])
+def test_several_processes_are_refused(name, teacher):
+    config = compose([f"experiment={name}", f"recipe.weights={teacher}", *SMALL])
+    module = cartridges if name == "cartridges/facts" else memory_budget
+    with pytest.raises(UserError, match="runs in one process"):
+        module.build(config, Processes(0, 2), CPU)
+
+
 def test_estimates_need_no_checkpoint():
     for name in ("cartridges/facts", "memory_budget/facts", "cartridges/teacher"):
         config = compose([f"experiment={name}"])

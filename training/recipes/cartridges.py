@@ -373,7 +373,9 @@ def check_model(config: TrainConfig, directory: Path) -> None:
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> Cartridges:
     """The recipe of `config` with its data; the model from its checkpoint."""
     check(config)
-    place = {"seed": config.seed, "rank": processes.rank, "world": processes.world}
+    if processes.world > 1:
+        raise UserError("recipe=cartridges runs in one process: start it without torchrun")
+    place: dict[str, Any] = {"seed": config.seed}
     if isinstance(config.data, SelfStudyConfig):
         from training.recipes.cartridges_documents import DocumentCartridges
 
