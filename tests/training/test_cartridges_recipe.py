@@ -128,6 +128,12 @@ def test_a_step_moves_every_document_of_its_own_and_no_weight(teacher, objective
     assert recipe.summary()["model_changed"] == 0.0
 
 
+def test_a_step_counts_the_tokens_of_all_documents(teacher):
+    recipe = built(teacher)
+    assert recipe.units_per_step == recipe.data.batch(0)["tokens"][:, 1:].size == 3 * 2 * 24
+    assert cartridges.estimate(recipe.config).units_per_step == recipe.units_per_step
+
+
 def test_documents_are_trained_side_by_side_and_each_by_itself(teacher):
     """The gradient of one document's rows does not depend on what the others are."""
     recipe = built(teacher)

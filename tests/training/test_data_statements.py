@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.data.config import SelfStudyConfig, StatementsConfig, statements_length
+from training.data.config import PROMPTS, SelfStudyConfig, StatementsConfig, statements_length
 from training.data.self_study import SelfStudyData, scrambled
 from training.data.statements import (
     WORDS,
@@ -15,6 +15,7 @@ from training.data.statements import (
     prompt_unstated,
     spell,
     statements_for,
+    vocabulary,
 )
 from training.evaluation.exam import FORMS, examine, questions
 
@@ -147,6 +148,7 @@ def test_self_study_asks_directly_only_for_what_may_be_asked():
     facts = [read(spell(config, d.tokens[0])) for d in data.documents]
     for step in range(40):
         batch = data.batch(step)
+        assert len(data.ids(step)) == len(batch["tokens"])
         assert batch["tokens"].shape == (16, 49) and batch["weight"].shape == (16, 48)
         for tokens, owner in zip(batch["tokens"], batch["owner"], strict=True):
             words = spell(config, tokens).split()
@@ -223,6 +225,12 @@ def test_an_exam_asks_everything_once_and_grades_by_document():
     assert sum(asked for _, asked in half["retrieval"]["by_document"]) == len(
         questions(documents, "retrieval", [[0, 1, 2]] * 5)
     )
+
+
+def test_the_vocabulary_is_as_large_as_the_configuration_says():
+    config = StatementsConfig(keys=9, values=7, statements=[4], seq_len=64)
+    assert len(vocabulary(config)) == config.vocab_size
+    assert set(PROMPTS) == {*StatementsConfig().prompts}
 
 
 def token(config: StatementsConfig, word: str) -> int:

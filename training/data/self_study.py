@@ -92,6 +92,16 @@ class SelfStudyData(GeneratedData[SelfStudyConfig]):
             "owner": self.mine(np.array(owners, np.int32)),
         }
 
+    def ids(self, step: int) -> list[str]:
+        """Names of the conversations of a step, as `batch` has them."""
+        config = self.config
+        rows = [
+            f"conversation {index} of step {step} about document {owner}"
+            for owner in range(config.documents)
+            for index in range(config.batch_size)
+        ]
+        return [rows[i] for i in self.mine(np.arange(len(rows)))]
+
     def context(
         self, document: Documents, rng: np.random.Generator
     ) -> tuple[Int32[np.ndarray, " c"], set[int]]:
