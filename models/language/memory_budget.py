@@ -33,7 +33,7 @@ from torch import Tensor
 from models.language.config import TransformerConfig, matmul_parameters
 from models.language.inference.cache import KVCache
 from models.language.mixers import Past
-from models.language.prefix import Prefix, Reading, no_prefix, read
+from models.language.prefix import Prefix, Reading, read
 from models.language.presses import Scores, press, snapkv
 from models.language.quantised import Codes, QuantisedPrefix, quantise
 from models.language.transformer import Transformer
@@ -42,14 +42,14 @@ State = dict[str, Tensor]
 
 
 class ContextMemory(ABC):
-    """What is kept of documents, and how questions are answered from it."""
+    """What is kept of documents, and how questions are answered from it.
+
+    A subclass is built with its model and its budget; what it knows of documents is in the state
+    alone, so that another process can answer from the file.
+    """
 
     def __init__(self, model: Transformer) -> None:
         self.model, self.config = model, model.config
-
-    @abstractmethod
-    def init(self, documents: int) -> State:
-        """The state of documents of which nothing was read."""
 
     @abstractmethod
     def absorb(self, tokens: Int[Tensor, "b t"]) -> State:
@@ -103,11 +103,6 @@ class PrefixMemory(ContextMemory):
     def __init__(self, model: Transformer) -> None:
         super().__init__(model)
         self.rows = 0
-
-    def init(self, documents: int) -> State:
-        return pack(no_prefix(self.config, self.model.embed.weight).map(
-            lambda x: x[None].expand(documents, *x.shape)
-        ))  # fmt: skip
 
     def prefix(self, state: State) -> Prefix:
         """Rows of every document."""
@@ -242,9 +237,6 @@ class QueryAware(PrefixMemory):
         super().__init__(model)
         self.rows = keep
 
-    def init(self, documents: int) -> State:
-        return {"tokens": torch.zeros(documents, 0, dtype=torch.int32)}
-
     def absorb(self, tokens: Tensor) -> State:
         self.length = tokens.shape[1]
         return {"tokens": tokens.int()}
@@ -280,8 +272,6 @@ class FastWeightMemory(ContextMemory):
         if any(layer is not None for layer in cache.layers):
             raise ValueError("a FastWeightMemory is of layers with fast weights alone")
         self.model.hidden(tokens, cache=cache)
-        self.template = [past.state for past in cache.past if past is not None]
-        self.length = tokens.shape[1]
         state = {}
         for i, past in enumerate(cache.past):
             assert past is not None
@@ -291,9 +281,6 @@ class FastWeightMemory(ContextMemory):
         state["position"] = torch.full((len(tokens),), tokens.shape[1])
         return state
 
-    def init(self, documents: int) -> State:
-        raise NotImplementedError("a layer with fast weights makes its own first state")
-
     @torch.no_grad()
     def score(self, state: State, questions: Tensor, owner: Tensor) -> Tensor:
         position = int(state["position"][0])
@@ -302,7 +289,8 @@ class FastWeightMemory(ContextMemory):
         for i in range(self.config.num_layers):
             count = sum(name.startswith(f"fast.{i}.") for name in state)
             own = iter([state[f"fast.{i}.{j}"][owner] for j in range(count)])
-            fast = rebuilt(self.template[i], own)
+            nested = self.model.blocks[i].attention.start(1)  # None: one tensor, zero at first
+            fast = next(own) if nested is None else rebuilt(nested, own)
             pending = int(state[f"pending.{i}"][0])
             cache.past[i] = Past(fast, state[f"recent.{i}"][owner], pending)
         return self.model(questions, cache=cache)

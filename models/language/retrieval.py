@@ -52,9 +52,6 @@ class TextMemory(ContextMemory):
     def text(self, state: State, question: list[int], document: int) -> list[int]:
         """What is read before a question."""
 
-    def init(self, documents: int) -> State:
-        return {"tokens": torch.zeros(documents, 0, dtype=torch.int32)}
-
     @torch.no_grad()
     def score(self, state: State, questions: Tensor, owner: Tensor) -> Tensor:
         """Texts of one length are read together."""

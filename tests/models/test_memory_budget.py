@@ -162,6 +162,12 @@ def test_fast_weights_are_a_memory_of_one_size(mixer, tmp_path):
     memory, tokens = FastWeightMemory(model), texts()
     state = memory.absorb(tokens)
     logits = memory.score(state, ASKED, OWNER)
+    for document in range(3):
+        path, own = tmp_path / f"{document}.safetensors", document == OWNER
+        memory.export(state, document, path)
+        fresh = FastWeightMemory(model)  # knows nothing but the file
+        again = fresh.score(fresh.load(path), ASKED[own], torch.zeros(int(own.sum()), dtype=int))
+        torch.testing.assert_close(again, logits[own], atol=1e-5, rtol=1e-5)
     whole = model(torch.cat([tokens[OWNER], ASKED], dim=1))[:, 33:]
     torch.testing.assert_close(logits, whole, atol=1e-4, rtol=1e-4)
     longer = memory.absorb(texts(t=65))

@@ -435,8 +435,6 @@ class ConversationsConfig(DataConfig):
     "Directory of the shards."
     heldout: int = 32
     "Last conversations, which are kept from training."
-    vocab_size: int = 0
-    "Token ids of the model they are for; 0: the model's own."
     seq_len: int = 1024
     "Tokens predicted per conversation, T; longer ones are cut."
     batch_size: int = 32

@@ -43,8 +43,6 @@ ENDS = tuple(WORDS.index(word) for word in (";", ","))
 WORDINGS = ("s o ;", "s is o ;", "s : o ,", "o of s ;")
 "Of a statement: s its subject, o its object."
 
-QUESTIONS = ("what", "give", "who", "hop", "none")
-"Kinds of prompts whose answer is one token."
 REWRITINGS = {"list": "s = o ;", "json": "s : o ,", "flip": "o of s ;"}
 "Kind of rewriting -> wording of each statement of the part that is rewritten."
 

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from kernels.cross_entropy.op import linear_cross_entropy, linear_distillation
 from models.language.cartridges import (
     CartridgeRows,
+    compose,
     first_tokens,
     random_vectors,
     sampled_chunks,
@@ -46,7 +47,7 @@ from models.language.cartridges_file import (
 )
 from models.language.config import TransformerConfig, flops_per_token
 from models.language.lora import Lora, rank_for
-from models.language.prefix import Prefix, join
+from models.language.prefix import Prefix
 from models.language.transformer import Transformer, num_parameters
 from training.data.config import ConversationsConfig, SelfStudyConfig
 from training.data.conversations import ConversationsData
@@ -106,7 +107,7 @@ class Student(nn.Module):
         if len(every.layers[0][0]) == 1:  # one document: its rows are shared, not copied
             return teacher.hidden(tokens, cache=every.map(lambda x: x[0]), positions=positions)
         shown = [owner, *([] if others is None else others.T)]
-        prefix = join([every.map(lambda x, i=i: x[i]) for i in shown], every.position)
+        prefix = compose([every.map(lambda x, i=i: x[i]) for i in shown])
         return teacher.hidden(tokens, cache=prefix, positions=positions)
 
     def adapted(self, tokens: Tensor, document: int) -> Tensor:
@@ -346,6 +347,8 @@ def check(config: TrainConfig) -> None:
     check_parts(config, CartridgesConfig, ("transformer",), kinds, "self_study or conversations")
     assert isinstance(config.recipe, CartridgesConfig)
     documents = config.data.documents if isinstance(config.data, SelfStudyConfig) else 1
+    if config.model.vocab_size is None and isinstance(config.data, ConversationsConfig):  # type: ignore[attr-defined]
+        raise UserError("model.vocab_size=null: set it to that of the model in recipe.weights")
     most = max([config.recipe.distractors + 1, *config.recipe.eval_composed])
     if most > documents:
         raise UserError(

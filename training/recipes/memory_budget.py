@@ -80,9 +80,6 @@ class Studied(ContextMemory):
             self.recipe.step(data.batch(step))
         return self.state()
 
-    def init(self, documents: int) -> State:
-        return self.state()
-
     def state(self) -> State:
         """What was trained, as it is now."""
         raise NotImplementedError
