@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.words import help_of, parse
+from scripts.words import device, door
 from training.errors import UserError
 from training.files import write_atomic
 
@@ -47,16 +47,8 @@ class Asked:
 
 
 def main() -> None:
-    """Entry point: what the user can mend ends with one sentence and exit code 2."""
-    words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(help_of(Asked, __doc__ or ""), end="")
-        return
-    try:
-        print(run(parse(words, Asked, "answer")))
-    except UserError as error:
-        print(f"afferent: {error}", file=sys.stderr)
-        sys.exit(error.code)
+    """Entry point."""
+    door(Asked, __doc__ or "", "answer", lambda asked: print(run(asked)))
 
 
 def run(asked: Asked) -> str:
@@ -65,7 +57,6 @@ def run(asked: Asked) -> str:
 
     from models.language.cartridges_file import CartridgeError, load_cartridge
     from models.language.inference.completion import complete
-    from scripts.synthesise import device
     from training.data.chat import Chat
     from training.data.tokenizer import FileTokenizer
     from training.pretrained import load_decoder, locate

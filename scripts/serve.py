@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from scripts.words import help_of, parse
+from scripts.words import device, door
 from training.errors import UserError
 
 BODY_BYTES = 8 * 2**20
@@ -62,7 +61,6 @@ class Service:
 
     def __init__(self, asked: Asked) -> None:
         from models.language.cartridges_file import CartridgeError, load_cartridge
-        from scripts.synthesise import device
         from training.data.chat import Chat
         from training.data.tokenizer import FileTokenizer
         from training.pretrained import load_decoder, locate
@@ -251,25 +249,17 @@ def bound(asked: Asked) -> ThreadingHTTPServer:
     return server
 
 
+def serve(asked: Asked) -> None:
+    """Answer until a signal comes."""
+    with bound(asked) as server:
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+        print(f"http://{asked.host}:{server.server_port}/v1", flush=True)
+        server.serve_forever()
+
+
 def main() -> None:
-    """Entry point: what the user can mend ends with one sentence and exit code 2."""
-    words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(help_of(Asked, __doc__ or ""), end="")
-        return
-    try:
-        asked = parse(words, Asked, "serve")
-        with bound(asked) as server:
-            signal.signal(
-                signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start()
-            )
-            print(f"http://{asked.host}:{server.server_port}/v1", flush=True)
-            server.serve_forever()
-    except UserError as error:
-        print(f"afferent: {error}", file=sys.stderr)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Entry point."""
+    door(Asked, __doc__ or "", "serve", serve)
 
 
 if __name__ == "__main__":

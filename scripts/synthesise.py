@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.words import help_of, parse
+from scripts.words import device, door
 from training.errors import UserError
 
 
@@ -59,19 +59,8 @@ class Asked:
 
 
 def main() -> None:
-    """Entry point: what the user can mend ends with one sentence and exit code 2."""
-    words = sys.argv[1:]
-    if any(word in ("-h", "--help") for word in words):
-        print(help_of(Asked, __doc__ or ""), end="")
-        return
-    try:
-        print(run(parse(words, Asked, "synthesise")))
-    except UserError as error:
-        print(f"afferent: {error}", file=sys.stderr)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        print("afferent: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    """Entry point."""
+    door(Asked, __doc__ or "", "synthesise", lambda asked: print(run(asked)))
 
 
 def run(asked: Asked) -> Path:
@@ -126,17 +115,6 @@ def api_key() -> str:
     import os
 
     return os.environ.get("AFFERENT_API_KEY", "")
-
-
-def device(name: str) -> str:
-    """cpu or cuda. Raises UserError."""
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={name} must be auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: this machine has no GPU that torch can use")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

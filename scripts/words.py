@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from training.errors import UserError
@@ -17,6 +18,33 @@ KINDS = {
     "bool": "true or false",
     "tuple[int, int]": "two whole numbers, a,b",
 }
+
+
+def door(into: type[T], about: str, command: str, run: Callable[[T], None]) -> None:
+    """What every door does: --help, the words, and what the user can mend in one sentence."""
+    words = sys.argv[1:]
+    if any(word in ("-h", "--help") for word in words):
+        print(help_of(into, about), end="")
+        return
+    try:
+        run(parse(words, into, command))
+    except UserError as error:
+        print(f"afferent: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        print("afferent: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def device(name: str) -> str:
+    """cpu or cuda. Raises UserError."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={name} must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: this machine has no GPU that torch can use")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def parse(words: Sequence[str], into: type[T], command: str) -> T:

@@ -289,7 +289,8 @@ class FastWeightMemory(ContextMemory):
         for i in range(self.config.num_layers):
             count = sum(name.startswith(f"fast.{i}.") for name in state)
             own = iter([state[f"fast.{i}.{j}"][owner] for j in range(count)])
-            nested = self.model.blocks[i].attention.start(1)  # None: one tensor, zero at first
+            mixer: Any = self.model.blocks[i].attention
+            nested = mixer.start(1)  # None: one tensor, zero at first
             fast = next(own) if nested is None else rebuilt(nested, own)
             pending = int(state[f"pending.{i}"][0])
             cache.past[i] = Past(fast, state[f"recent.{i}"][owner], pending)

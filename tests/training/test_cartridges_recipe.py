@@ -93,7 +93,7 @@ def test_without_its_document_a_teacher_sees_only_the_first_token(teacher):
     assert np.array_equal(nothing(asked), expected.numpy())
     shown = torch.from_numpy(np.concatenate([d.tokens for d in documents])[asked.owners]).long()
     expected = recipe.model(torch.cat([shown, tokens], dim=1))[:, -1].argmax(-1)
-    seen = cartridges_teacher.in_context(recipe.model, documents)
+    seen = cartridges_teacher.in_context(recipe.model, [d.tokens for d in documents])
     assert np.array_equal(seen(asked), expected.numpy())
     assert not np.array_equal(seen(asked), nothing(asked))
 

@@ -14,8 +14,8 @@ An answer is right if its token is the most likely of the whole vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -27,6 +27,10 @@ from training.data.statements import (
     prompt_unstated,
     statements_for,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 FORMS = {
     "retrieval": "what",
@@ -54,9 +58,34 @@ class Questions:
     def __len__(self) -> int:
         return len(self.answers)
 
+    def part(self, rows: slice) -> Questions:
+        """Some of them."""
+        return Questions(*(getattr(self, item.name)[rows] for item in fields(self)))
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Their tokens [n, q] and owners [n], for a model."""
+        import torch
+
+        tokens, owners = torch.from_numpy(self.tokens), torch.from_numpy(self.owners)
+        return tokens.long().to(device), owners.long().to(device)
+
 
 Answer = Callable[[Questions], Int32[np.ndarray, " n"]]
 "Questions -> the most likely token after each."
+
+
+def answering(score: Callable[[Questions], Tensor], rows: int = 256) -> Answer:
+    """Answers by the likeliest token, so many questions at a time.
+
+    Args:
+        score: some questions -> logits [n, vocab] after each.
+    """
+
+    def answer(asked: Questions) -> Int32[np.ndarray, " n"]:
+        parts = [asked.part(slice(i, i + rows)) for i in range(0, len(asked), rows)]
+        return np.concatenate([score(part).argmax(-1).cpu().numpy() for part in parts])
+
+    return answer
 
 
 def questions(

@@ -22,7 +22,7 @@ from training.data.config import Author
 from training.data.self_study import SelfStudyData
 from training.data.statements import ENDS
 from training.distributed import Processes
-from training.evaluation.exam import FORMS, Questions, examine, questions
+from training.evaluation.exam import FORMS, Questions, answering, examine, questions
 from training.evaluation.memories import BESIDE
 from training.memories import memory
 from training.recipes.cartridges import Cartridges, others_than
@@ -32,7 +32,6 @@ from training.schema import TrainConfig
 from training.seeding import numpy_rng, torch_generator
 from training.torch_step import Batch
 
-EXAM_ROWS = 256  # questions that are answered together
 SAID = ("what", "hop", "list", "json", "flip")  # kinds of prompts that are words themselves
 
 
@@ -128,9 +127,7 @@ class DocumentCartridges(Cartridges):
         Args:
             off: positions that the cartridge's questions are shifted by.
         """
-        asked = questions(self.data.studied, "retrieval")
-        tokens = torch.from_numpy(asked.tokens).long().to(self.device)
-        owner = torch.from_numpy(asked.owners).long().to(self.device)
+        tokens, owner = questions(self.data.studied, "retrieval").on(self.device)
         texts = torch.from_numpy(self.texts).long().to(self.device)
         expected = self.teacher(torch.cat([texts[owner], tokens], dim=1))[:, texts.shape[1] :]
         start = first_tokens(self.teacher, texts, texts.shape[1])
@@ -161,12 +158,10 @@ class DocumentCartridges(Cartridges):
             )  # fmt: skip
             state = own.absorb(tokens)
 
-            def answer(asked: Questions, own: Any = own, state: Any = state) -> np.ndarray:
-                tokens = torch.from_numpy(asked.tokens).long().to(self.device)
-                owner = torch.from_numpy(asked.owners).long().to(self.device)
-                return own.score(state, tokens, owner)[:, -1].argmax(-1).cpu().numpy()
+            def score(asked: Questions, own: Any = own, state: Any = state) -> torch.Tensor:
+                return own.score(state, *asked.on(self.device))[:, -1]
 
-            found[name] = examine(self.data.documents, answer, ("retrieval",), held)
+            found[name] = examine(self.data.documents, answering(score), ("retrieval",), held)
             if name in PRESS_NAMES and not name.startswith("random"):
                 best = max(best, found[name]["retrieval"]["accuracy"])
         return {**found, "best_press": {"retrieval": {"accuracy": best}}}
@@ -189,23 +184,17 @@ class DocumentCartridges(Cartridges):
             composed: cartridges that stand together, the document's own among them.
         """
 
-        def answer(asked: Questions) -> np.ndarray:
-            found = []
-            for first in range(0, len(asked), EXAM_ROWS):
-                part = slice(first, first + EXAM_ROWS)
-                owner = (asked.owners[part] + shift) % self.documents
-                rng = numpy_rng(self.config.seed, "exam/others", first)
-                others = others_than(owner, self.documents, composed - 1, rng)
-                hidden = self.student.hidden(
-                    torch.from_numpy(asked.tokens[part]).long().to(self.device),
-                    torch.from_numpy(owner).long().to(self.device),
-                    offset=offset,
-                    others=torch.from_numpy(others).to(self.device),
-                )[:, -1]
-                found.append(self.teacher.logits(hidden).argmax(-1).cpu().numpy())
-            return np.concatenate(found)
+        rng = numpy_rng(self.config.seed, "exam/others", 0)
 
-        return examine(self.data.documents, answer, kinds, among)
+        def score(asked: Questions) -> torch.Tensor:
+            tokens, owners = asked.on(self.device)
+            owners = (owners + shift) % self.documents
+            others = others_than(owners.cpu().numpy(), self.documents, composed - 1, rng)
+            beside = torch.from_numpy(others).to(self.device)
+            hidden = self.student.hidden(tokens, owners, offset=offset, others=beside)
+            return self.teacher.logits(hidden[:, -1])
+
+        return examine(self.data.documents, answering(score), kinds, among)
 
     def document_nats(self) -> float:
         """Mean nats per token of the documents, read after their cartridges."""

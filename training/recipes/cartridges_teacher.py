@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from models.language.layers import Linear
 from models.language.transformer import Transformer
 from training.data.config import StatementsConfig
-from training.data.statements import Documents, StatementsData, tokenizer_json
+from training.data.statements import StatementsData, tokenizer_json
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
-from training.evaluation.exam import Answer, Questions, examine
+from training.evaluation.exam import Answer, Questions, answering, examine
 from training.files import write_atomic
 from training.recipes.config import CartridgesTeacherConfig, check_parts
 from training.recipes.language_model import FRAMEWORK as FRAMEWORK
@@ -117,7 +117,8 @@ class CartridgesTeacher(DecoderTraining):
         with self.trainer.averaged_weights(), self.trainer.autocast():
             for number in sorted(self.data.config.statements):
                 documents = self.data.heldout(count, number)
-                self.exam[str(number)] = examine(documents, in_context(self.model, documents))
+                seen = in_context(self.model, [d.tokens for d in documents])
+                self.exam[str(number)] = examine(documents, seen)
                 if final:
                     nothing = in_context(self.model, [d.tokens[:, :1] for d in documents])
                     self.exam[f"{number}_without"] = examine(documents, nothing)
@@ -136,28 +137,17 @@ class CartridgesTeacher(DecoderTraining):
         return {"parameters": self.parameters, "exam": self.exam}
 
 
-def in_context(
-    model: Transformer, documents: Sequence[Documents | np.ndarray], rows: int = 256
-) -> Answer:
-    """Answers with the document that a question is about before it.
-
-    Args:
-        documents: or the tokens [1, t] of what stands before the questions about each.
-        rows: questions that are read together.
-    """
-    texts = np.concatenate([d.tokens if isinstance(d, Documents) else d for d in documents])
+def in_context(model: Transformer, texts: Sequence[np.ndarray]) -> Answer:
+    """Answers with a text [1, t] before each question, that of the document it is about."""
     device = model.embed.weight.device
+    every = torch.from_numpy(np.concatenate(texts)).long().to(device)
 
-    def answer(asked: Questions) -> np.ndarray:
-        found = []
-        for first in range(0, len(asked), rows):
-            part = slice(first, first + rows)
-            tokens = np.concatenate([texts[asked.owners[part]], asked.tokens[part]], axis=1)
-            hidden = model.hidden(torch.from_numpy(tokens).long().to(device))[:, -1]
-            found.append(model.logits(hidden).argmax(-1).cpu().numpy())
-        return np.concatenate(found)
+    def score(asked: Questions) -> Tensor:
+        tokens, owners = asked.on(device)
+        hidden = model.hidden(torch.cat([every[owners], tokens], dim=1))[:, -1]
+        return model.logits(hidden)
 
-    return answer
+    return answering(score)
 
 
 def check(config: TrainConfig) -> None:

@@ -45,7 +45,7 @@ from training.data.statements import ENDS
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
-from training.evaluation.exam import FORMS, Questions, grade, questions
+from training.evaluation.exam import FORMS, Questions, answering, grade, questions
 from training.evaluation.memories import COLUMNS
 from training.evaluation.statistics import clustered_bootstrap
 from training.memories import WHOLE, memory
@@ -57,7 +57,6 @@ from training.schema import OptimConfig, Schedule, TrainConfig
 from training.seeding import numpy_rng, stream_seed, torch_generator
 
 FRAMEWORK = "torch"
-EXAM_ROWS = 256
 
 
 class Studied(ContextMemory):
@@ -185,23 +184,16 @@ class MemoryBudget:
         state = held.absorb(tokens)
         absorbed = time.perf_counter() - began
 
-        def answer(shift: int, asked: Questions) -> np.ndarray:
-            found = []
-            for first in range(0, len(asked), EXAM_ROWS):
-                part = slice(first, first + EXAM_ROWS)
-                owner = (asked.owners[part] + shift) % len(group.documents)
-                logits = held.score(
-                    state,
-                    torch.from_numpy(asked.tokens[part]).long().to(self.device),
-                    torch.from_numpy(owner).long().to(self.device),
-                )
-                found.append(logits[:, -1].argmax(-1).cpu().numpy())
-            return np.concatenate(found)
-
         count = len(group.documents)
+
+        def score(shift: int, asked: Questions) -> Tensor:
+            tokens, owners = asked.on(self.device)
+            return held.score(state, tokens, (owners + shift) % count)[:, -1]
+
+        own, foreign = (answering(partial(score, shift)) for shift in (0, 1))
         asked = {kind: questions(group.documents, kind) for kind in FORMS}
         began = time.perf_counter()
-        exam = {kind: grade(q, partial(answer, 0), count) for kind, q in asked.items()}
+        exam = {kind: grade(q, own, count) for kind, q in asked.items()}
         answered = time.perf_counter() - began
         number = sum(map(len, asked.values()))
         shuffled = [
@@ -209,8 +201,8 @@ class MemoryBudget:
             for i, document in enumerate(group.documents)
         ]
         controls = {
-            "foreign": grade(asked["retrieval"], partial(answer, 1), count),
-            "shuffled": grade(questions(shuffled, "retrieval"), partial(answer, 0), count),
+            "foreign": grade(asked["retrieval"], foreign, count),
+            "shuffled": grade(questions(shuffled, "retrieval"), own, count),
         }
         with tempfile.TemporaryDirectory() as folder:
             stored = [
