@@ -85,11 +85,12 @@ class DocumentCartridges(Cartridges):
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Exams; final: also with others' cartridges beside, at other positions, about another
-        document, and the loss of the documents themselves."""
+        document, and the loss of the documents themselves. Where all statements may be asked for,
+        `heldout` is all of them, too."""
         every, kinds = range(self.data.config.statements[0]), tuple(FORMS)
         asked = self.data.asked
         held = [sorted(set(every) - set(own)) for own in asked]
-        held = held if any(held) else [list(every)] * self.documents  # nothing is: all of them
+        held = held if any(held) else [list(every)] * self.documents
         with self.trainer.averaged_weights(), self.trainer.autocast():
             self.exam = {
                 "asked": self.examined(kinds[:2], among=asked),
