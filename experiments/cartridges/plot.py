@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.memories import budget_chart, start_chart
+from training.evaluation.memory_tables import budget_chart, start_chart
 from training.files import write_atomic
 
 SIZES = ("half", "quarter", "eighth", "sixteenth", "thirtysecond")

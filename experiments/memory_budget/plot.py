@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.memories import chart_of
+from training.evaluation.memory_tables import chart_of
 from training.files import write_atomic
 
 SHOWN = ("cartridge", "kvzip_adaptive", "h2o", "window", "lora", "bm25")

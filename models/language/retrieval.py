@@ -46,7 +46,8 @@ class TextMemory(ContextMemory):
         if budget < 2:
             raise ValueError(f"budget={budget} must hold the first token and another")
         self.budget, self.ends = budget, frozenset(ends)
-        self.read = 0.0
+        self.texts, self.tokens = 0, 0
+        "Texts that questions read since the memory was built, and their tokens."
 
     @abstractmethod
     def text(self, state: State, question: list[int], document: int) -> list[int]:
@@ -57,7 +58,8 @@ class TextMemory(ContextMemory):
         """Texts of one length are read together."""
         asked, owners = questions.tolist(), owner.tolist()
         texts = [self.text(state, q, i) for q, i in zip(asked, owners, strict=True)]
-        self.read = sum(map(len, texts)) / max(1, len(texts))
+        self.texts += len(texts)
+        self.tokens += sum(map(len, texts))
         found: list[Tensor] = [torch.empty(0)] * len(texts)
         for length in sorted(set(map(len, texts))):
             rows = [i for i, text in enumerate(texts) if len(text) == length]
@@ -68,13 +70,17 @@ class TextMemory(ContextMemory):
         return torch.stack(found)
 
     def resident_bytes(self, state: State) -> float:
-        """Of the texts that the last questions read, on average; before any, of the budget."""
-        return row_bytes(self.model) * (self.read or self.budget)
+        return row_bytes(self.model) * self.read
+
+    @property
+    def read(self) -> float:
+        """Tokens that a question read, on average over all so far; before any, the budget."""
+        return self.tokens / self.texts if self.texts else self.budget
 
     def flops(self, what: str, tokens: int) -> float:
         if what == "absorb":
             return 0.0
-        return forward_flops(self.config, tokens + (self.read or self.budget))
+        return forward_flops(self.config, tokens + self.read)
 
 
 class Window(TextMemory):

@@ -98,17 +98,31 @@ def test_without_its_document_a_teacher_sees_only_the_first_token(teacher):
     assert not np.array_equal(seen(asked), nothing(asked))
 
 
-def test_the_hint_names_the_tokens_before_and_trains_through_its_block_alone():
-    config = compose(["experiment=cartridges/teacher", *MODEL, "recipe.hint_block=0"])
+def test_the_hint_names_earlier_tokens_and_trains_through_its_two_blocks_alone():
+    layers = ["model.num_layers=3", "recipe.hint_block=0"]
+    config = compose(["experiment=cartridges/teacher", *MODEL, *layers])
     recipe = cartridges_teacher.build(config, Processes(), CPU)
     batch = recipe.data.batch(0)
-    tokens = torch.from_numpy(batch["tokens"]).long()
+    tokens, stated = (torch.from_numpy(batch[key])[:, :-1].long() for key in ("tokens", "stated"))
     hinted = recipe.trainer.model
-    recipe.model(tokens[:, :-1])
-    hint = hinted.hint(tokens[:, :-1])
+    recipe.model(tokens)
+    hint = hinted.hint(tokens, stated)
     hint.backward()
-    assert recipe.model.blocks[0].attention.q_proj.weight.grad.abs().sum() > 0
-    assert recipe.model.blocks[1].attention.q_proj.weight.grad is None
+    blocks = recipe.model.blocks
+    assert all(blocks[i].attention.q_proj.weight.grad.abs().sum() > 0 for i in (0, 1))
+    assert blocks[2].attention.q_proj.weight.grad is None
+    before = hint.item()
+    rows = torch.optim.Adam([*hinted.back.parameters(), *hinted.said.parameters()], lr=0.03)
+    for _ in range(30):
+        rows.zero_grad()
+        recipe.model(tokens)
+        hint = hinted.hint(tokens, stated)
+        hint.backward()
+        rows.step()
+    assert hint.item() < 0.8 * before
+    with torch.no_grad():
+        unlike = hinted.hint(tokens, torch.where(stated < 0, stated, stated.flip(0)))
+    assert unlike > hint, "it is of what this document states"
 
 
 @pytest.mark.parametrize("objective", ["distill", "labels", "next_token"])

@@ -97,6 +97,22 @@ def test_the_weights_fall_on_answers_and_nothing_else_counts_fully():
     assert set(np.unique(batch["weight"])) == {np.float32(0.0), np.float32(0.1), np.float32(1.0)}
 
 
+def test_what_is_stated_stands_where_each_statement_ends():
+    config = StatementsConfig(conflicts=0.3, links=0.4, statements=[8], seq_len=120)
+    for step in range(8):  # with and without prompts within the document
+        batch = StatementsData(config, seed=0).batch(step)
+        for tokens, stated in zip(batch["tokens"], batch["stated"], strict=True):
+            at = np.flatnonzero(stated[:, 0] >= 0)
+            assert len(at) == 8 and np.array_equal(at, np.flatnonzero(stated[:, 1] >= 0))
+            for end in at:
+                words = spell(config, tokens[: end + 1]).split()
+                assert words[-1] in (";", ",")
+                names = [w for w in words[-4:] if w[0] in "kv" and w[1:].isdecimal()][-2:]
+                subject, obj = spell(config, stated[end]).split()
+                assert sorted(names) == sorted((subject, obj))
+                assert (words[-3] == "of") == (names[0] == obj)
+
+
 def test_batches_are_functions_of_seed_and_step_and_split_over_processes():
     config = StatementsConfig(batch_size=8)
     one, two = StatementsData(config, seed=1), StatementsData(config, seed=1)

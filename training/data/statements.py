@@ -92,7 +92,9 @@ class StatementsData(GeneratedData[StatementsConfig]):
 
         Returns:
             `tokens` int32 [b, seq_len + 1]; `weight` float32 [b, seq_len], of each next token;
-            `positions` int32 [seq_len + 1], with a gap before the prompts in every other batch.
+            `positions` int32 [seq_len + 1], with a gap before the prompts in every other batch;
+            `stated` int32 [b, seq_len + 1, 2], at the last token of each statement its subject and
+            its object, elsewhere -1.
         """
         config = self.config
         rng = numpy_rng(self._seed, "data/statements", step)
@@ -119,12 +121,14 @@ class StatementsData(GeneratedData[StatementsConfig]):
                 put(prompt.answer, 1.0)
 
         whole, size = documents.tokens, config.seq_len + 1
+        ends = np.array(documents.ends)
         room = size - whole.shape[1]
         if rng.random() < 0.5 and stated > 1:
             last = int(rng.integers(1, stated))
             cut = documents.ends[last - 1]
             put(whole[:, :cut], config.context_weight)
             put_prompts(last, cut + room // 4)
+            ends[last:] += length - cut
             put(whole[:, cut:], config.context_weight)
         else:
             put(whole, config.context_weight)
@@ -136,10 +140,13 @@ class StatementsData(GeneratedData[StatementsConfig]):
         positions = np.arange(size, dtype=np.int32)
         positions[gap_at:] += gap
         rows = np.broadcast_to(weight.astype(np.float32), (len(tokens), config.seq_len))
+        said = np.full((*tokens.shape, 2), -1, np.int32)
+        said[:, ends - 1] = np.stack([documents.subjects, documents.objects], axis=-1)
         return {
             "tokens": self.mine(tokens),
             "weight": self.mine(rows).copy(),
             "positions": positions,
+            "stated": self.mine(said),
         }
 
     def stated(self, rng: np.random.Generator, step: int) -> int:

@@ -25,6 +25,7 @@ WIDTH, HEIGHT, TALL = 4.8, 3.2, 4.4  # inches; small, so that 9-point text is re
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT = "#222222", "#9a9a9a"
 POINTS = 1000  # of a curve
+INSIDE = 4  # curves whose legend finds room among them; that of more stands below
 MARKED = 40  # points up to which each is drawn as one
 LABEL_GAP = 0.04  # of the axes' height, between two labels of floors
 
@@ -110,7 +111,7 @@ def line_chart(
     would flatten what is compared. `from_zero` begins the axis at zero, `log_x` has base 2.
     """
     levels = {name: value for name, value in (levels or {}).items() if math.isfinite(value)}
-    figure, (axes,) = blank(TALL if levels else HEIGHT)
+    figure, (axes,) = blank(TALL if levels or len(lines) > INSIDE else HEIGHT)
     colours = iter(palette(len(lines)))
     greys = iter((INK, FAINT) * len(lines))
     for line in lines:
@@ -131,7 +132,9 @@ def line_chart(
         elif wide_range([y for line in lines for y in line.y]):
             axes.set_yscale("log")
             plain_ticks(axes.yaxis)
-    if len(lines) > 1:
+    if len(lines) > INSIDE:
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8)
+    elif len(lines) > 1:
         axes.legend(frameon=False, loc="best")
     return svg(figure)
 

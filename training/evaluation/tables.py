@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
-from training.evaluation import layer_tables, memories
+from training.evaluation import layer_tables, memory_tables
 from training.evaluation.claims import ROOT, SCALES, Claim, Direction, PaperClaims, RunSpec
 from training.evaluation.claims_file import load_claims, papers
 from training.evaluation.markdown import table
@@ -75,7 +75,7 @@ def with_layers(file: Path, text: str) -> str:
     text = with_section(file, text, "recall", lambda: layer_tables.recall_table(experiments))
     paper = file.parent.name
     return with_section(
-        file, text, "memories", lambda: memories.memory_table(experiments, paper, "memories")
+        file, text, "memories", lambda: memory_tables.memory_table(experiments, paper, "memories")
     )
 
 

@@ -23,7 +23,7 @@ from training.data.self_study import SelfStudyData
 from training.data.statements import ENDS
 from training.distributed import Processes
 from training.evaluation.exam import FORMS, Questions, answering, examine, questions
-from training.evaluation.memories import BESIDE
+from training.evaluation.memory_tables import BESIDE
 from training.memories import memory
 from training.recipes.cartridges import Cartridges, others_than
 from training.recipes.cartridges_author import write

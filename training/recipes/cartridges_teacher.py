@@ -1,19 +1,21 @@
 """A small decoder that answers from its context: the model that cartridges are trained in.
 
     loss = sum of weight * -log p(next token) / sum of weight            (answers 1, questions 0)
-         + hint_weight * mean of -log p(token before), -log p(token before that)
+         + hint_weight * (mean of -log p(token before), -log p(token before that)
+                          + mean of -log p(subject), -log p(object))          (ends of statements)
 
 Recall needs a head that tells each token what stands before it, and another that looks for it
-(induction heads: Olsson et al., 2022, arXiv:2209.11895). From the answers alone they form late or
-never, depending on the seed. Here the output of an early block must name the two tokens before each
-token, through two matrices and the embedding's own geometry; so the first kind of head forms at
-once, and the second soon follows. The matrices are dropped afterwards: what is exported is a plain
-decoder.
+(induction heads: Olsson et al., 2022, arXiv:2209.11895), one pair for every wording. From the
+answers alone they form late or never, depending on the seed. Here the output of an early block must
+name the two tokens before each token, and that of the next one, at the end of each statement, what
+it is about and what it says; through four matrices and the embedding's own geometry. The matrices
+are dropped afterwards: what is exported is a plain decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,30 +44,45 @@ BACK = 2  # tokens before each that the hint names
 
 
 class Hinted(nn.Module):
-    """A decoder, and what names the tokens before each from the output of one of its blocks."""
+    """A decoder, and what names earlier tokens from the outputs of a block and of the next."""
 
     def __init__(self, decoder: Transformer, block: int) -> None:
         super().__init__()
         self.decoder = decoder
         d = decoder.config.d_model
         self.back = nn.ModuleList(Linear(d, d) for _ in range(BACK))
-        self.early: Tensor
-        decoder.blocks[block].register_forward_hook(self.keep)
+        self.said = nn.ModuleList(Linear(d, d) for _ in range(2))
+        self.outputs: dict[int, Tensor] = {}
+        for which in (0, 1):
+            decoder.blocks[block + which].register_forward_hook(partial(self.keep, which))
 
-    def keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self.early = output
+    def keep(self, which: int, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.outputs[which] = F.rms_norm(output, output.shape[-1:])
 
-    def hint(self, tokens: Tensor) -> Tensor:
-        """Mean nats of naming the tokens before; of the call that came last."""
-        x = F.rms_norm(self.early, self.early.shape[-1:])
-        losses = [
-            F.cross_entropy(
-                F.linear(head(x[:, age:]), self.decoder.embed.weight).flatten(0, 1).float(),
-                tokens[:, :-age].flatten().long(),
-            )
+    def hint(self, tokens: Tensor, stated: Tensor) -> Tensor:
+        """Of the forward pass that came last: mean nats of naming the tokens before, and where a
+        statement ends its subject and its object.
+
+        Args:
+            tokens: [b, t].
+            stated: [b, t, 2], -1 where no statement ends.
+        """
+        early, later = self.outputs[0], self.outputs[1]
+        back = [
+            self.nats(head, early[:, age:], tokens[:, :-age])
             for age, head in enumerate(self.back, start=1)
         ]
-        return torch.stack(losses).mean()
+        said = [
+            self.nats(head, later[ends], named[ends])
+            for head, named in zip(self.said, stated.unbind(-1), strict=True)
+            for ends in [named >= 0]
+        ]
+        return torch.stack(back).mean() + torch.stack(said).mean()
+
+    def nats(self, head: nn.Module, x: Tensor, names: Tensor) -> Tensor:
+        """Mean nats of naming tokens [...] from x [..., d] through a matrix and the embedding."""
+        logits = F.linear(head(x), self.decoder.embed.weight).float()
+        return F.cross_entropy(logits.flatten(0, -2), names.flatten().long())
 
 
 class CartridgesTeacher(DecoderTraining):
@@ -85,7 +102,7 @@ class CartridgesTeacher(DecoderTraining):
     def trained(self) -> nn.Module:
         hinted = Hinted(self.model, self.recipe.hint_block).to(self.model.embed.weight.device)
         generator = torch_generator(self.config.seed, "hint", device=self.model.embed.weight.device)
-        for head in hinted.back:
+        for head in (*hinted.back, *hinted.said):
             nn.init.normal_(head.weight, std=head.weight.shape[1] ** -0.5, generator=generator)
         return hinted
 
@@ -104,7 +121,8 @@ class CartridgesTeacher(DecoderTraining):
         loss = (nats * weight).sum() / weight.sum()
         if not self.recipe.hint_weight:
             return loss
-        return loss + self.recipe.hint_weight * self.trainer.model.hint(tokens[:, :-1])  # type: ignore[operator]
+        hint = self.trainer.model.hint(tokens[:, :-1], batch["stated"][:, :-1])  # type: ignore[operator]
+        return loss + self.recipe.hint_weight * hint
 
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
@@ -156,9 +174,10 @@ def check(config: TrainConfig) -> None:
         config, CartridgesTeacherConfig, ("transformer",), (StatementsConfig,), "statements"
     )
     assert isinstance(config.recipe, CartridgesTeacherConfig)
-    if config.recipe.hint_block >= config.model.num_layers:  # type: ignore[attr-defined]
+    if config.recipe.hint_block >= config.model.num_layers - 1:  # type: ignore[attr-defined]
         raise UserError(
-            f"recipe.hint_block={config.recipe.hint_block} must be below model.num_layers"
+            f"recipe.hint_block={config.recipe.hint_block} and the block after it must be among "
+            "those of model.num_layers"
         )
 
 

@@ -137,9 +137,9 @@ class CartridgesTeacherConfig(LanguageModelConfig):
     name: str = "cartridges_teacher"
     "Which recipe: the stem of its file."
     hint_weight: float = 1.0
-    "Weight of the loss for naming the two tokens before from an early block; 0 for none."
+    "Weight of the loss for naming earlier tokens from the outputs of early blocks; 0 for none."
     hint_block: int = 0
-    "The block whose output names them."
+    "The block whose output names the two tokens before; the next one's names what was stated."
     eval_documents: int = 64
     "Held-out documents per number of statements at the end; a quarter of them during training."
 

@@ -46,7 +46,7 @@ from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
 from training.evaluation.exam import FORMS, Questions, answering, grade, questions
-from training.evaluation.memories import COLUMNS
+from training.evaluation.memory_tables import COLUMNS
 from training.evaluation.statistics import clustered_bootstrap
 from training.memories import WHOLE, memory
 from training.pretrained import load_decoder, locate
@@ -196,8 +196,9 @@ class MemoryBudget:
         exam = {kind: grade(q, own, count) for kind, q in asked.items()}
         answered = time.perf_counter() - began
         number = sum(map(len, asked.values()))
+        resident, score_flops = held.resident_bytes(state), held.flops("score", 3)
         shuffled = [
-            scrambled(document, numpy_rng(0, "memory/shuffled", i))
+            scrambled(document, numpy_rng(self.config.seed, "memory/shuffled", i))
             for i, document in enumerate(group.documents)
         ]
         controls = {
@@ -212,12 +213,12 @@ class MemoryBudget:
             "documents": count,
             "exam": {kind: found for kind, found in exam.items() if found is not None},
             "controls": {kind: found for kind, found in controls.items() if found is not None},
-            "resident_bytes": held.resident_bytes(state) * count,
+            "resident_bytes": resident * count,
             "stored_bytes": float(sum(stored)),
             "absorb_s": absorbed,
             "score_s": answered / max(1, number) * count,
             "absorb_flops": held.flops("absorb", tokens.shape[1]) * count,
-            "score_flops": held.flops("score", 3) * count,
+            "score_flops": score_flops * count,
         }
 
     def build(self, group: SelfStudyData, name: str, ratio: int | None) -> ContextMemory:
