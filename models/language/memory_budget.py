@@ -264,13 +264,19 @@ class FastWeightMemory(ContextMemory):
 
     Args:
         model: a decoder of layers with fast weights alone; not the others' reader.
+    Raises:
+        ValueError: it has layers with attention.
     """
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__(model)
+        if any(layer is not None for layer in KVCache(self.config, 1, 1).layers):
+            names = ", ".join(dict.fromkeys(self.config.mixers))
+            raise ValueError(f"its layers are {names}; none may keep keys and values")
 
     @torch.no_grad()
     def absorb(self, tokens: Tensor) -> State:
         cache = KVCache(self.config, *tokens.shape, device=tokens.device)
-        if any(layer is not None for layer in cache.layers):
-            raise ValueError("a FastWeightMemory is of layers with fast weights alone")
         self.model.hidden(tokens, cache=cache)
         state = {}
         for i, past in enumerate(cache.past):

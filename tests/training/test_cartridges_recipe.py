@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.language.cartridges_file import load_cartridge
+from models.language.memory_budget import FastWeightMemory
 from scripts import answer
 from training.config import compose
 from training.data.statements import WORDS, vocabulary
@@ -311,11 +312,39 @@ def test_a_name_that_the_hub_does_not_know_is_one_sentence(monkeypatch):
         locate("nobody/nothing-of-this-name")
 
 
-def test_a_memory_budget_measures_every_memory_and_resumes(teacher, tmp_path):
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory) -> Path:
+    """A model with fast weights, exported as `memory_budget/reader` does."""
+    config = compose(
+        [
+            "experiment=memory_budget/reader", *MODEL, *FEW, "data.statements=[4,6]",
+            "data.from_step=[0,4]", "loop.steps=6", "recipe.eval_documents=4", "run=reader",
+            f"runs_dir={tmp_path_factory.mktemp('reader')}",
+        ]
+    )  # fmt: skip
+    run(config)
+    return run_path(config)
+
+
+def test_fast_weights_that_do_not_fit_are_one_sentence(teacher, reader):
+    base = ["experiment=memory_budget/facts", f"recipe.weights={teacher}", *SMALL]
+    for overrides, message in (
+        ([f"recipe.fast_weights=[{teacher}]"], "its layers are full; none may keep keys and"),
+        ([f"recipe.fast_weights=[{reader}]", "data.keys=25"], "it must be trained on data of"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config = compose([*base, *overrides])
+            memory_budget.fast_weights(config.recipe.fast_weights[0], config.data, CPU)
+    for names in ("[a/one,b/one]", "[x/window]"):
+        with pytest.raises(UserError, match="directories of different names"):
+            compose([*base, f"recipe.fast_weights={names}"])
+
+
+def test_a_memory_budget_measures_every_memory_and_resumes(teacher, reader, tmp_path):
     overrides = [
         "experiment=memory_budget/facts", f"recipe.weights={teacher}", *SMALL,
         "recipe.study_steps=2", "recipe.ratios=[2,4]", f"runs_dir={tmp_path}",
-        "loop.checkpoint_every=1",
+        "loop.checkpoint_every=1", f"recipe.fast_weights=[{reader}]",
     ]  # fmt: skip
     whole = run(compose([*overrides, "run=whole"]))
     stopped = run(compose([*overrides, "run=parts", "loop.max_units=3"]))
@@ -332,6 +361,9 @@ def test_a_memory_budget_measures_every_memory_and_resumes(teacher, tmp_path):
     for name in ("cartridge", "kvzip", "snapkv_adaptive", "random", "window"):
         assert cells[f"{name}_4"]["share_of_context"] == pytest.approx(0.25), name
     assert whole["lead"]["cartridge_4"]["mean"] == 0.0
+    alone = FastWeightMemory(load_decoder(reader))
+    state = alone.absorb(torch.zeros(1, 20, dtype=torch.long))
+    assert cells["reader"]["resident_bytes"] == alone.resident_bytes(state)
 
 
 @pytest.mark.parametrize("name", ["cartridges/facts", "memory_budget/facts"])

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from training.errors import UserError
 from training.evaluation.claims_file import load_claims
-from training.evaluation.launch import judging_seeds
-from training.evaluation.reproduce import spaced, thinned, to_text
+from training.evaluation.launch import judging_seeds, plan
+from training.evaluation.reproduce import curves, record_run, spaced, thinned, to_text
 from training.evaluation.tables import stale_results, stale_tables, update_tables
 from training.evaluation.verdicts import RunOutcome, failures, judge_all, lookup
 
@@ -307,6 +307,16 @@ def test_curves_are_thinned() -> None:
     assert [row["step"] for row in kept if "eval/bpb" in row] == [100, 200, 300, 400, 500]
     assert kept[-1] == {"step": 500, "train/loss": 1.0, "eval/bpb": 2.0}
     assert spaced([1, 2, 3], 1) == [3]
+
+
+def test_a_single_measurement_is_final_and_no_curve(tmp_path: Path, monkeypatch) -> None:
+    claims = load_claims("fake", write_paper(tmp_path, PAPER))
+    runs = [run for run in plan(claims, "cpu") if run.name == "main"]
+    rows = [{"step": s, "train/loss": 1.0} for s in (1, 2)] + [{"step": 2, "eval/bpb": 2.5}]
+    monkeypatch.setattr("training.evaluation.reproduce.read_rows", lambda path: rows)
+    assert all(set(curve) == {"step", "train/loss"} for curve in curves(runs, 60)["main"])
+    found = record_run(claims, "cpu", runs, RunOutcome([{"metrics": {"eval/bpb": 2.5}}, {}]))
+    assert found["final"] == {"eval/bpb": [2.5, None]}
 
 
 def test_results_text_is_json_with_flat_lists() -> None:

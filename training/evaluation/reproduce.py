@@ -14,6 +14,7 @@ import json
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,9 @@ def record_run(
     parameters = {results.get("parameters") for results in outcome.results} - {None}
     if len(parameters) == 1:
         found["parameters"] = parameters.pop()
+    every = [results.get("metrics", {}) for results in outcome.results]
+    names = sorted({key for metrics in every for key in metrics if key.startswith("eval/")})
+    found["final"] = {key: [short(metrics.get(key)) for metrics in every] for key in names}
     if any("series" in results for results in outcome.results):
         found["series"] = [
             {name: [short(v) for v in values] for name, values in results["series"].items()}
@@ -184,13 +188,17 @@ def joined(text: str) -> str:
 
 
 def curves(runs: Sequence[PlannedRun], points: int) -> dict[str, list[dict[str, list[Any]]]]:
-    """Name of a run -> per seed {"step": [...], metric: [...]}, at most `points` long."""
+    """Name of a run -> per seed {"step": [...], metric: [...]}, at most `points` long.
+
+    What was measured once, at the end, is no curve: `record_run` has it.
+    """
     found: dict[str, list[dict[str, list[Any]]]] = {}
     if points == 0:
         return found
     for run in runs:
         rows = thinned(read_rows(run.path / "metrics.jsonl"), points)
-        keys = {key for row in rows for key in row if key.startswith(("train/", "eval/"))}
+        known = Counter(key for row in rows for key in row if key.startswith(("train/", "eval/")))
+        keys = [key for key, count in known.items() if count >= min(2, len(rows))]
         curve = {key: [short(row.get(key)) for row in rows] for key in ["step", *sorted(keys)]}
         found.setdefault(run.name, []).append(curve)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import PurePath
 from typing import Any
 
 from models.language.config import InnerOrder
@@ -252,7 +253,7 @@ class MemoryBudgetConfig(RecipeConfig):
     ratios: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
     "Budgets: the bytes of the document's keys and values divided by each."
     fast_weights: list[str] = field(default_factory=list)
-    "Directories of models with fast weights, which read and answer by themselves."
+    "Directories of models with fast weights, each a memory of its name."
     study_steps: int = 200
     "Training steps of a cartridge and of LoRA."
     cartridge_lr: float = 0.1
@@ -266,6 +267,12 @@ class MemoryBudgetConfig(RecipeConfig):
         at_least(self, "recipe", 1, "study_steps", "window")
         if unknown := [name for name in self.memories if name not in MEMORIES]:
             raise ValueError(f"recipe.memories={unknown} are unknown: use {', '.join(MEMORIES)}")
+        names = [PurePath(where).name for where in self.fast_weights]
+        if len({*names, *MEMORIES}) != len(names) + len(MEMORIES):
+            raise ValueError(
+                f"recipe.fast_weights={self.fast_weights} must be directories of different names, "
+                "none of them a memory's"
+            )
         if any(ratio < 2 for ratio in self.ratios) or len(set(self.ratios)) != len(self.ratios):
             raise ValueError(f"recipe.ratios={self.ratios} must be different numbers from 2 on")
         if not (self.cartridge_lr > 0 and self.lora_lr > 0):

@@ -147,8 +147,8 @@ class MemoryBudget:
         cartridges.check_model(config, directory)
         self.model = load_decoder(directory, device=device)
         self.fast = {
-            f"fast_weights_{i}": load_decoder(locate(where, "recipe.fast_weights"), device=device)
-            for i, where in enumerate(config.recipe.fast_weights)
+            Path(where).name: fast_weights(where, data.config, device)
+            for where in config.recipe.fast_weights
         }
         self.units_per_step = data.config.documents
         self.flops_per_step = 0.0
@@ -224,7 +224,7 @@ class MemoryBudget:
     def build(self, group: SelfStudyData, name: str, ratio: int | None) -> ContextMemory:
         """The memory of a name, within a budget."""
         if name in self.fast:
-            return FastWeightMemory(self.fast[name])
+            return self.fast[name]
         rows = max(2, group.length // (ratio or 1))
         if name in ("cartridge", "lora"):
             return self.studied(group, name, rows)
@@ -287,6 +287,20 @@ class MemoryBudget:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.cells = json.loads(state["cells"])
+
+
+def fast_weights(where: str, data: SelfStudyConfig, device: torch.device) -> FastWeightMemory:
+    """The memory that a model with fast weights is. Raises UserError unless it fits the data."""
+    model = load_decoder(locate(where, "recipe.fast_weights"), device=device)
+    if (words := model.config.resolved_vocab_size) != data.vocab_size:
+        raise UserError(
+            f"recipe.fast_weights={where} knows {words} tokens, the data has {data.vocab_size}: "
+            "it must be trained on data of the same data.keys and data.values"
+        )
+    try:
+        return FastWeightMemory(model)
+    except ValueError as error:
+        raise UserError(f"recipe.fast_weights={where}: {error}") from error
 
 
 def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
