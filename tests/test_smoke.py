@@ -60,6 +60,7 @@ def cartridge_overrides(name: str, tmp_path: Path) -> list[str]:
         "recipe.study_steps=2",
         "recipe.ratios=[2,4]",
         "recipe.memories=[full,kvzip,cartridge]",
+        "recipe.fast_weights=[]",
     ]
     return [
         *small, f"recipe.weights={weights}", "data.statements=[6]", "data.documents=2",

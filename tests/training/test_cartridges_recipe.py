@@ -312,6 +312,13 @@ def test_a_name_that_the_hub_does_not_know_is_one_sentence(monkeypatch):
         locate("nobody/nothing-of-this-name")
 
 
+def test_rows_that_fill_no_page_are_refused_before_they_are_trained():
+    base = ["experiment=cartridges/facts", "recipe.page=4"]
+    with pytest.raises(UserError, match=r"recipe\.tokens=30 must be a multiple of recipe\.page=4"):
+        compose([*base, "recipe.tokens=30"])
+    compose([*base, "recipe.tokens=30", "recipe.adapter=lora"])
+
+
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory) -> Path:
     """A model with fast weights, exported as `memory_budget/reader` does."""

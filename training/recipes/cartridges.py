@@ -299,9 +299,8 @@ class Cartridges:
         }
 
     def export(self, directory: Path) -> None:
-        """Write the cartridge of each document, cartridge_<i>.safetensors, if it fills pages."""
-        whole = self.recipe.tokens % self.recipe.page == 0
-        if not self.processes.is_main or self.student.rows is None or not whole:
+        """Write the cartridge of each document, cartridge_<i>.safetensors; LoRA is not stored."""
+        if not self.processes.is_main or self.student.rows is None:
             return
         with torch.no_grad(), self.trainer.averaged_weights():
             rows = self.student.rows()

@@ -185,7 +185,7 @@ class CartridgesConfig(RecipeConfig):
     tokens: int = 32
     "Rows p of a cartridge: the memory of so many tokens. Of LoRA: the rank with as many bytes."
     page: int = 64
-    "Rows of a page of the cache: the cartridge is stored if tokens is a multiple of it."
+    "Rows of a page of the cache, of which a cartridge fills whole ones."
     start: Start = Start.first
     "first, chunks, unrelated or random."
     start_from: str | None = None
@@ -218,6 +218,11 @@ class CartridgesConfig(RecipeConfig):
         if self.frozen >= self.tokens:
             raise ValueError(
                 f"recipe.frozen={self.frozen} must be below recipe.tokens={self.tokens}"
+            )
+        if self.tokens % self.page and self.adapter == Adapter.rows:
+            raise ValueError(
+                f"recipe.tokens={self.tokens} must be a multiple of recipe.page={self.page}: a "
+                "cartridge fills whole pages of the cache, so that requests can share them"
             )
         standing = self.distractors or self.eval_composed or self.start_from
         if self.adapter == Adapter.lora and standing:
