@@ -8,7 +8,7 @@ from typing import Any
 from training.evaluation.memory_tables import chart_of
 from training.files import write_atomic
 
-SHOWN = ("cartridge", "kvzip_adaptive", "h2o", "window", "lora", "bm25")
+SHOWN = ("cartridge", "kvzip_adaptive", "window", "lora", "bm25", "gated_delta")
 
 
 def figures(results: dict[str, Any], directory: Path) -> None:
