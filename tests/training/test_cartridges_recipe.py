@@ -15,14 +15,16 @@ from models.language.cartridges_file import load_cartridge
 from models.language.memory_budget import FastWeightMemory
 from scripts import answer
 from training.config import compose
-from training.data.statements import WORDS, vocabulary
+from training.data.statements import WORDS, StatementsData, vocabulary
 from training.distributed import Processes
 from training.errors import UserError
-from training.evaluation.exam import questions
+from training.evaluation.exam import examine, questions
+from training.files import sha256
 from training.pretrained import config_of, load_decoder, locate
 from training.recipes import cartridges, cartridges_teacher, memory_budget
 from training.run import run
-from training.run_directory import run_path
+from training.run_directory import plain, run_path
+from training.schema import identity
 
 CPU = torch.device("cpu")
 MODEL = ["model.d_model=32", "model.num_layers=2", "model.num_heads=2", "model.d_ff=48"]
@@ -71,6 +73,36 @@ def built(teacher: Path, *overrides: str) -> cartridges.Cartridges:
          *overrides]
     )  # fmt: skip
     return cartridges.build(config, Processes(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("shipped", "experiment"),
+    [
+        ("experiments/cartridges/teacher", "cartridges/teacher"),
+        ("experiments/memory_budget/gated_delta", "memory_budget/reader"),
+    ],
+)
+def test_a_shipped_model_is_what_its_command_trains_and_answers_from_its_context(
+    shipped, experiment
+):
+    directory, config = locate(shipped), compose([f"experiment={experiment}"])
+    lineage = json.loads((directory / "lineage.json").read_text())
+    assert lineage["command"].startswith(f"afferent train experiment={experiment} ")
+    assert lineage["weights_sha256"] == sha256(directory / "model.safetensors")
+    now = plain(identity(config))
+    for part in ("model", "optim", "recipe"):
+        assert lineage["configuration"].pop(part) == now[part], part
+    assert lineage["configuration"] == now["data"]
+    assert lineage["steps"] == config.loop.steps
+    documents = StatementsData(config.data, seed=12345).heldout(6, 31)
+    model = load_decoder(directory)
+    for texts, low, high in (
+        ([d.tokens for d in documents], 0.95, 1.0),
+        ([d.tokens[:, :1] for d in documents], 0.0, 0.05),
+    ):
+        answer = cartridges_teacher.in_context(model, texts)
+        found = examine(documents, answer, ("retrieval",))["retrieval"]["accuracy"]
+        assert low <= found <= high
 
 
 def test_the_teacher_exports_a_plain_decoder(teacher):
