@@ -73,9 +73,8 @@ class Hinted(nn.Module):
             for age, head in enumerate(self.back, start=1)
         ]
         said = [
-            self.nats(head, later[ends], named[ends])
+            self.nats(head, later[named >= 0], named[named >= 0])
             for head, named in zip(self.said, stated.unbind(-1), strict=True)
-            for ends in [named >= 0]
         ]
         return torch.stack(back).mean() + torch.stack(said).mean()
 
