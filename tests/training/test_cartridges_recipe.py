@@ -400,6 +400,11 @@ def test_a_memory_budget_measures_every_memory_and_resumes(teacher, reader, tmp_
     for name in ("cartridge", "kvzip", "snapkv_adaptive", "random", "window"):
         assert cells[f"{name}_4"]["share_of_context"] == pytest.approx(0.25), name
     assert whole["lead"]["cartridge_4"]["mean"] == 0.0
+    blind = [n for n in memory_budget.PRESS_NAMES if not n.startswith("random")]
+    most = max(cells[f"{name}_4"]["retrieval"]["accuracy"] for name in blind)
+    assert whole["best_press"]["4"]["retrieval"]["accuracy"] == most
+    ahead = cells["cartridge_4"]["retrieval"]["accuracy"] - most
+    assert whole["best_press_lead"]["4"]["mean"] == pytest.approx(ahead)
     alone = FastWeightMemory(load_decoder(reader))
     state = alone.absorb(torch.zeros(1, 20, dtype=torch.long))
     assert cells["reader"]["resident_bytes"] == alone.resident_bytes(state)

@@ -52,7 +52,13 @@ from training.memories import WHOLE, memory
 from training.pretrained import load_decoder, locate
 from training.recipes import cartridges
 from training.recipes.cartridges_documents import DocumentCartridges
-from training.recipes.config import Adapter, CartridgesConfig, MemoryBudgetConfig, check_parts
+from training.recipes.config import (
+    PRESS_NAMES,
+    Adapter,
+    CartridgesConfig,
+    MemoryBudgetConfig,
+    check_parts,
+)
 from training.schema import OptimConfig, Schedule, TrainConfig
 from training.seeding import numpy_rng, stream_seed, torch_generator
 
@@ -272,11 +278,25 @@ class MemoryBudget:
             for key, cell in self.cells.items()
             if f"cartridge_{key.rpartition('_')[2]}" in self.cells
         }
+        best = {str(ratio): self.best_press(ratio) for ratio in self.recipe.ratios}
         rows = {
             f"memory/{key}": [number(cell, leads.get(key), column) for column in COLUMNS]
             for key, cell in memories.items()
         }
-        return {"context_bytes": whole, "memories": memories, "lead": leads, "series": rows}
+        return {
+            "context_bytes": whole,
+            "memories": memories,
+            "lead": leads,
+            "best_press": {ratio: memories[key] for ratio, key in best.items() if key},
+            "best_press_lead": {r: leads[key] for r, key in best.items() if key in leads},
+            "series": rows,
+        }
+
+    def best_press(self, ratio: int) -> str | None:
+        """The press of a budget that answers most without seeing the questions."""
+        keys = [f"{name}_{ratio}" for name in PRESS_NAMES if not name.startswith("random")]
+        found = {key: self.cells[key]["exam"] for key in keys if key in self.cells}
+        return max(found, key=lambda key: found[key]["retrieval"]["accuracy"], default=None)
 
     def export(self, directory: Path) -> None:
         """There is no weight to exchange."""
