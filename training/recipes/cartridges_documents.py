@@ -27,7 +27,7 @@ from training.evaluation.memory_tables import BESIDE
 from training.memories import memory
 from training.recipes.cartridges import Cartridges, others_than
 from training.recipes.cartridges_author import write
-from training.recipes.config import PRESS_NAMES
+from training.recipes.config import CHOOSING, PRESS_NAMES
 from training.schema import TrainConfig
 from training.seeding import numpy_rng, torch_generator
 from training.torch_step import Batch
@@ -163,7 +163,7 @@ class DocumentCartridges(Cartridges):
                 return own.score(state, *asked.on(self.device))[:, -1]
 
             found[name] = examine(self.data.documents, answering(score), ("retrieval",), held)
-            if name in PRESS_NAMES and not name.startswith("random"):
+            if name in CHOOSING:
                 best = max(best, found[name]["retrieval"]["accuracy"])
         return {**found, "best_press": {"retrieval": {"accuracy": best}}}
 

@@ -237,6 +237,8 @@ PRESS_NAMES = (
     *("tova", "h2o", "expected_attention", "keydiff", "kvzip", "kvzip_adaptive"),
 )
 "Presses that do not see the question."
+CHOOSING = tuple(name for name in PRESS_NAMES if not name.startswith("random"))
+"Those of them that look at what they keep."
 MEMORIES = (
     *("full", "none", "window", "bm25", "embedding", "compaction"),
     *PRESS_NAMES,

@@ -53,7 +53,7 @@ from training.pretrained import load_decoder, locate
 from training.recipes import cartridges
 from training.recipes.cartridges_documents import DocumentCartridges
 from training.recipes.config import (
-    PRESS_NAMES,
+    CHOOSING,
     Adapter,
     CartridgesConfig,
     MemoryBudgetConfig,
@@ -294,7 +294,7 @@ class MemoryBudget:
 
     def best_press(self, ratio: int) -> str | None:
         """The press of a budget that answers most without seeing the questions."""
-        keys = [f"{name}_{ratio}" for name in PRESS_NAMES if not name.startswith("random")]
+        keys = [f"{name}_{ratio}" for name in CHOOSING]
         found = {key: self.cells[key]["exam"] for key in keys if key in self.cells}
         return max(found, key=lambda key: found[key]["retrieval"]["accuracy"], default=None)
 
