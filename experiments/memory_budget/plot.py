@@ -8,7 +8,15 @@ from typing import Any
 from training.evaluation.memory_tables import chart_of
 from training.files import write_atomic
 
-SHOWN = ("cartridge", "kvzip_adaptive", "window", "lora", "bm25", "gated_delta")
+SHOWN = (
+    "cartridge",
+    "expected_attention",
+    "kvzip_adaptive",
+    "window",
+    "lora",
+    "bm25",
+    "gated_delta",
+)
 
 
 def figures(results: dict[str, Any], directory: Path) -> None:

@@ -212,6 +212,12 @@ def test_charts_are_deterministic_and_undated() -> None:
     assert "2026" not in first and "<dc:date" not in first
 
 
+def test_a_dozen_curves_look_different_from_each_other() -> None:
+    chart = plots.line_chart([plots.Line("a", [1, 2], [1.0, 2.0])] * 12, "y")
+    curves = re.findall(r'style="fill: none; (stroke[^"]*stroke-width: 1.5[^"]*)"', chart)
+    assert len(curves) >= 12 and len(set(curves)) == 12
+
+
 def test_labels_keep_clear_of_each_other() -> None:
     heights = {"a": 0.0, "b": 0.01, "c": 0.02, "d": 0.5, "e": 0.99, "f": 1.0}
     placed = plots.spread_out(heights, 0.05)

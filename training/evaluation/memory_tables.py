@@ -71,7 +71,7 @@ def cells(name: str, row: Row) -> list[str]:
     says = "" if math.isnan(lead) or name.startswith("cartridge") else f"{lead:+.2f}"
     if says:
         says += f" [{around[0]:+.2f}, {around[1]:+.2f}]"
-        says += " **behind**" if around[1] < 0 else ""
+        says += " **behind**" if around[1] < 0 else " *even*" if around[0] <= 0 else ""
     interval = f"[{row['retrieval/interval/0']:.2f}, {row['retrieval/interval/1']:.2f}]"
     return [
         name.replace("_", " "),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,10 +113,15 @@ def line_chart(
     """
     levels = {name: value for name, value in (levels or {}).items() if math.isfinite(value)}
     figure, (axes,) = blank(TALL if levels or len(lines) > INSIDE else HEIGHT)
-    colours = iter(palette(len(lines)))
+    looks = itertools.cycle(
+        {"color": colour, "linestyle": style, "marker": marker}
+        for style, marker in (("-", "o"), (":", "s"), ("-.", "^"))
+        for colour in COLOURS
+    )
     greys = iter((INK, FAINT) * len(lines))
     for line in lines:
-        draw_line(axes, line, next(greys if line.bound else colours))
+        look = {"color": next(greys), "linestyle": "--"} if line.bound else next(looks)
+        draw_line(axes, line, look)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.ticklabel_format(axis="y", useOffset=False)
     if log_x:
@@ -164,15 +170,15 @@ def dot_charts(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return svg(figure)
 
 
-def draw_line(axes: Axes, line: Line, colour: str) -> None:
+def draw_line(axes: Axes, line: Line, look: Mapping[str, str]) -> None:
     shown = [y for y in line.y if math.isfinite(y)]
     if line.bound:
-        axes.plot(line.x, line.y, color=colour, label=line.label, linestyle="--", linewidth=1.2)
+        axes.plot(line.x, line.y, label=line.label, linewidth=1.2, **look)
         return
-    marker = "o" if len(shown) <= MARKED else None
-    axes.plot(line.x, line.y, color=colour, label=line.label, marker=marker, markersize=3.5)
+    marker = look["marker"] if len(shown) <= MARKED else None
+    axes.plot(line.x, line.y, label=line.label, markersize=3.5, **{**look, "marker": marker})
     if line.band is not None:
-        axes.fill_between(line.x, *line.band, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def plain_ticks(axis: Axis) -> None:
@@ -256,10 +262,6 @@ def wide_range(values: Sequence[float]) -> bool:
     """Whether positive values span more than two decades, so that a log axis shows more."""
     known = [value for value in values if math.isfinite(value)]
     return bool(known) and min(known) > 0 and max(known) > 100 * min(known)
-
-
-def palette(count: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def blank(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
