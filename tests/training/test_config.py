@@ -108,6 +108,12 @@ def every_schema() -> list[type]:
     return found
 
 
+def test_every_schema_accepts_its_own_defaults() -> None:
+    """A run's page lists what differs from them."""
+    for schema in every_schema():
+        schema()
+
+
 def test_every_field_has_a_line_of_meaning() -> None:
     import ast
     import inspect

@@ -182,7 +182,7 @@ class CartridgesConfig(RecipeConfig):
     "Which recipe: the stem of its file."
     weights: str = "experiments/cartridges/teacher"
     "The model they are trained in, which stays as it is: a directory, or a name on the hub."
-    tokens: int = 32
+    tokens: int = 64
     "Rows p of a cartridge: the memory of so many tokens. Of LoRA: the rank with as many bytes."
     page: int = 64
     "Rows of a page of the cache, of which a cartridge fills whole ones."
