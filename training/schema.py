@@ -14,6 +14,7 @@ from typing import Any
 
 from models.config import ModelConfig
 from models.language.config import TransformerConfig, TTTE2EConfig
+from models.worlds.jepa.config import JEPAConfig
 from training.data.config import (
     ConversationsConfig,
     DataConfig,
@@ -25,6 +26,7 @@ from training.data.config import (
     StatementsConfig,
     StdlibConfig,
 )
+from training.data.config_worlds import TwoRoomsConfig
 from training.fields import at_least, free, within
 from training.recipes.config import (
     CartridgesConfig,
@@ -35,6 +37,7 @@ from training.recipes.config import (
     RecipeConfig,
     TTTE2ERecipeConfig,
 )
+from training.recipes.config_worlds import JEPAPlanningConfig
 
 
 class Device(StrEnum):
@@ -224,8 +227,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "cartridges_teacher": CartridgesTeacherConfig,
         "cartridges": CartridgesConfig,
         "memory_budget": MemoryBudgetConfig,
+        "jepa_planning": JEPAPlanningConfig,
     },
-    "model": {"transformer": TransformerConfig, "ttt_e2e": TTTE2EConfig},
+    "model": {"transformer": TransformerConfig, "ttt_e2e": TTTE2EConfig, "jepa": JEPAConfig},
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {
         "stdlib": StdlibConfig,
@@ -236,6 +240,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "statements": StatementsConfig,
         "self_study": SelfStudyConfig,
         "conversations": ConversationsConfig,
+        "two_rooms": TwoRoomsConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-def _require(ok: bool, key: str, value: object, expected: str, remedy: str) -> None:
+def require(ok: bool, key: str, value: object, expected: str, remedy: str) -> None:
     """Raise the ValueError every range check of this file shares."""
     if not ok:
         raise ValueError(f"data.{key}={value!r} is out of range: expected {expected}; {remedy}")
@@ -42,30 +42,30 @@ class CorpusConfig(DataConfig):
     "null for bytes; else a tokenizer.json, a directory that holds one, or a name on the hub."
 
     def __post_init__(self) -> None:
-        _require(self.seq_len >= 1, "seq_len", self.seq_len, "at least 1", "try 256")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1", "try 16")
-        _require(
+        require(self.seq_len >= 1, "seq_len", self.seq_len, "at least 1", "try 256")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1", "try 16")
+        require(
             0.0 < self.heldout_fraction < 1.0,
             "heldout_fraction",
             self.heldout_fraction,
             "a fraction between 0 and 1",
             "try 0.04",
         )
-        _require(
+        require(
             self.heldout_bytes is None or self.heldout_bytes >= 1,
             "heldout_bytes",
             self.heldout_bytes,
             "at least 1 byte",
             "use null for no limit",
         )
-        _require(
+        require(
             self.eval_stride is None or 1 <= self.eval_stride <= self.seq_len,
             "eval_stride",
             self.eval_stride,
             f"1 to data.seq_len={self.seq_len}",
             "use null for data.seq_len",
         )
-        _require(
+        require(
             self.tokenizer is None or bool(self.tokenizer.strip()),
             "tokenizer",
             self.tokenizer,
@@ -121,15 +121,15 @@ class HubConfig(CorpusConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(bool(self.dataset.strip()), "dataset", self.dataset, "a name", "e.g. owner/name")
-        _require(
+        require(bool(self.dataset.strip()), "dataset", self.dataset, "a name", "e.g. owner/name")
+        require(
             self.block_tokens > self.seq_len,
             "block_tokens",
             self.block_tokens,
             f"more than data.seq_len={self.seq_len}",
             "try 4194304",
         )
-        _require(
+        require(
             self.heldout_documents >= 1,
             "heldout_documents",
             self.heldout_documents,
@@ -171,25 +171,25 @@ class MarkovConfig(DataConfig):
     def __post_init__(self) -> None:
         for key, low in (("order", 1), ("successors", 1), ("seq_len", 1), ("batch_size", 1)):
             value = getattr(self, key)
-            _require(value >= low, key, value, f"at least {low}", "raise it")
-        _require(self.vocab_size >= 2, "vocab_size", self.vocab_size, "at least 2", "try 16")
-        _require(
+            require(value >= low, key, value, f"at least {low}", "raise it")
+        require(self.vocab_size >= 2, "vocab_size", self.vocab_size, "at least 2", "try 16")
+        require(
             self.successors <= self.vocab_size,
             "successors",
             self.successors,
             f"at most data.vocab_size={self.vocab_size}",
             "try 2",
         )
-        _require(
+        require(
             self.vocab_size ** (self.order + 1) <= 2**24,
             "order",
             self.order,
             "a table of at most 2**24 entries, vocab_size ** (order + 1)",
             "lower it or data.vocab_size",
         )
-        _require(self.alpha > 0, "alpha", self.alpha, "above 0", "try 0.1")
-        _require(self.zipf >= 0, "zipf", self.zipf, "at least 0", "try 1")
-        _require(
+        require(self.alpha > 0, "alpha", self.alpha, "above 0", "try 0.1")
+        require(self.zipf >= 0, "zipf", self.zipf, "at least 0", "try 1")
+        require(
             self.switch_every is None or self.switch_every >= 1,
             "switch_every",
             self.switch_every,
@@ -220,22 +220,22 @@ class FactsConfig(DataConfig):
     def __post_init__(self) -> None:
         for key in ("keys", "values", "batch_size"):
             value = getattr(self, key)
-            _require(value >= 1, key, value, "at least 1", "raise it")
-        _require(
+            require(value >= 1, key, value, "at least 1", "raise it")
+        require(
             bool(self.facts) and all(1 <= n <= self.keys for n in self.facts),
             "facts",
             self.facts,
             f"numbers from 1 to data.keys={self.keys}",
             "try [4, 8, 16]",
         )
-        _require(
+        require(
             self.seq_len % 2 == 0 and self.seq_len >= 2 * max(self.facts) + 2,
             "seq_len",
             self.seq_len,
             f"even, and room for {max(self.facts)} facts and a question",
             f"set it to at least {2 * max(self.facts) + 2}",
         )
-        _require(
+        require(
             self.context_weight >= 0,
             "context_weight",
             self.context_weight,
@@ -293,9 +293,9 @@ class StatementsConfig(DataConfig):
 
     def __post_init__(self) -> None:
         for key in ("keys", "values", "batch_size"):
-            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1", "raise it")
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1", "raise it")
         largest = min(self.keys - 1, self.values)
-        _require(
+        require(
             bool(self.statements) and all(2 <= n <= largest for n in self.statements),
             "statements",
             self.statements,
@@ -303,8 +303,8 @@ class StatementsConfig(DataConfig):
             "try [4, 8, 16]",
         )
         for key in ("conflicts", "links", "ask"):
-            _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "in [0, 1)", "try 0.2")
-        _require(
+            require(0 <= getattr(self, key) < 1, key, getattr(self, key), "in [0, 1)", "try 0.2")
+        require(
             self.conflicts + self.links <= 1,
             "links",
             self.links,
@@ -312,14 +312,14 @@ class StatementsConfig(DataConfig):
             "lower one of them",
         )
         unknown = sorted(set(self.prompts) - set(PROMPTS))
-        _require(
+        require(
             not unknown and any(share > 0 for share in self.prompts.values()),
             "prompts",
             self.prompts,
             f"shares of {', '.join(PROMPTS)}, some above 0",
             "remove the others",
         )
-        _require(
+        require(
             self.statements == sorted(set(self.statements))
             and self.from_step in ([], sorted(self.from_step))
             and len(self.from_step) in (0, len(self.statements))
@@ -330,13 +330,13 @@ class StatementsConfig(DataConfig):
             "use [] for no curriculum",
         )
         for key in ("gap", "context_weight"):
-            _require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0", "try 0")
+            require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0", "try 0")
         self.check_length()
 
     def check_length(self) -> None:
         """A sequence holds a document and prompts."""
         longest = statements_length(max(self.statements))
-        _require(
+        require(
             self.seq_len > longest,
             "seq_len",
             self.seq_len,
@@ -393,18 +393,18 @@ class SelfStudyConfig(StatementsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(len(self.statements) == 1, "statements", self.statements, "one number", "keep one")
-        _require(self.documents >= 1, "documents", self.documents, "at least 1", "raise it")
+        require(len(self.statements) == 1, "statements", self.statements, "one number", "keep one")
+        require(self.documents >= 1, "documents", self.documents, "at least 1", "raise it")
         share = self.keys // self.documents
-        _require(
+        require(
             not self.disjoint or share > self.statements[0],
             "disjoint",
             self.disjoint,
             f"more than {self.statements[0]} keys for each of {self.documents} documents",
             "lower data.statements or data.documents, or raise data.keys",
         )
-        _require(0 <= self.asked <= 1, "asked", self.asked, "a share", "try 0.5")
-        _require(
+        require(0 <= self.asked <= 1, "asked", self.asked, "a share", "try 0.5")
+        require(
             self.author == Author.grammar or self.chunk is None,
             "author",
             self.author.value,
@@ -412,7 +412,7 @@ class SelfStudyConfig(StatementsConfig):
             "set data.chunk=null",
         )
         whole = statements_length(self.statements[0])
-        _require(
+        require(
             self.chunk is None or 16 <= self.chunk <= whole,
             "chunk",
             self.chunk,
@@ -422,7 +422,7 @@ class SelfStudyConfig(StatementsConfig):
 
     def check_length(self) -> None:
         """A conversation holds a prompt: the document itself is not part of it."""
-        _require(self.seq_len >= 8, "seq_len", self.seq_len, "at least 8", "try 48")
+        require(self.seq_len >= 8, "seq_len", self.seq_len, "at least 8", "try 48")
 
 
 @dataclass
@@ -442,7 +442,7 @@ class ConversationsConfig(DataConfig):
 
     def __post_init__(self) -> None:
         for key in ("heldout", "seq_len", "batch_size"):
-            _require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1", "raise it")
+            require(getattr(self, key) >= 1, key, getattr(self, key), "at least 1", "raise it")
 
 
 PROMPTS = ("what", "give", "who", "hop", "none", "list", "json", "flip")

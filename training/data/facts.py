@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from training.data.config import FactsConfig
-from training.data.generated import GeneratedData
+from training.data.generated import GeneratedTokens
 from training.seeding import numpy_rng
 
 
-class FactsData(GeneratedData[FactsConfig]):
+class FactsData(GeneratedTokens[FactsConfig]):
     """Batches and held-out documents.
 
     The seed's `data/facts` stream gives the batches, `eval/facts` the held-out documents.

@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from training.data.config import FactsConfig, MarkovConfig, SelfStudyConfig, StatementsConfig
+from training.data.config import DataConfig
 from training.data.corpus import DataError
 from training.data.order import rank_slice
 
-Config = TypeVar("Config", MarkovConfig, FactsConfig, StatementsConfig, SelfStudyConfig)
+Config = TypeVar("Config", bound=DataConfig)  # with `batch_size`
 
 
 class GeneratedData(Generic[Config]):
@@ -27,6 +27,8 @@ class GeneratedData(Generic[Config]):
         DataError: data.batch_size does not divide over the processes.
     """
 
+    item = "document"  # what a row of a batch is, for messages
+
     def __init__(self, config: Config, *, seed: int, rank: int = 0, world: int = 1) -> None:
         if config.batch_size % world:
             raise DataError(
@@ -35,10 +37,6 @@ class GeneratedData(Generic[Config]):
             )
         self.config: Config = config
         self._seed, self._rank, self._world = seed, rank, world
-
-    @property
-    def vocab_size(self) -> int:
-        return self.config.vocab_size
 
     @property
     def content_hash(self) -> str:
@@ -50,11 +48,19 @@ class GeneratedData(Generic[Config]):
         return rank_slice(rows, self._rank, self._world)
 
     def ids(self, step: int) -> list[str]:
-        """Names of the batch's documents, for messages."""
+        """Names of the batch's rows, for messages."""
         return [
-            f"document {row} of step {step}" for row in self.mine(np.arange(self.config.batch_size))
+            f"{self.item} {row} of step {step}" for row in self.mine(np.arange(self.config.batch_size))
         ]
 
     def describe(self) -> dict[str, Any]:
         """JSON-able facts, for a run's records."""
         return asdict(self.config)
+
+
+class GeneratedTokens(GeneratedData[Config]):
+    """Documents made of token ids."""
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size

@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from training.data.config import MarkovConfig, MarkovKind
-from training.data.generated import GeneratedData
+from training.data.generated import GeneratedTokens
 from training.seeding import numpy_rng
 
 
-class MarkovData(GeneratedData[MarkovConfig]):
+class MarkovData(GeneratedTokens[MarkovConfig]):
     """Batches and held-out documents, each document with a world of its own.
 
     The seed's `data/markov` stream gives the batches, `eval/markov` the held-out documents.

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from training.data.config import SelfStudyConfig
-from training.data.generated import GeneratedData
+from training.data.generated import GeneratedTokens
 from training.data.statements import Documents, ask, draw, prompt_unstated
 from training.seeding import numpy_rng
 
@@ -24,7 +24,7 @@ DIRECT = ("what", "give", "who", "hop")
 "Kinds of prompts that ask for a statement directly."
 
 
-class SelfStudyData(GeneratedData[SelfStudyConfig]):
+class SelfStudyData(GeneratedTokens[SelfStudyConfig]):
     """Conversations about a few documents, drawn with the seed.
 
     Attributes:

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from training.data.config import StatementsConfig, statements_length
-from training.data.generated import GeneratedData
+from training.data.generated import GeneratedTokens
 from training.seeding import numpy_rng
 
 WORDS = (
@@ -81,7 +81,7 @@ class Prompt:
     "The object that a later statement has replaced."
 
 
-class StatementsData(GeneratedData[StatementsConfig]):
+class StatementsData(GeneratedTokens[StatementsConfig]):
     """Training sequences: a document with prompts after it, and in every other one also within.
 
     The seed's `data/statements` stream gives the batches, `eval/statements` the held-out documents.

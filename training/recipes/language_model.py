@@ -8,7 +8,6 @@ in which models with different vocabularies, n-grams and compressors can be comp
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from training.evaluation.language import (
     heldout_batches,
     language_summary,
 )
+from training.exchange import write_model
 from training.recipes.config import LanguageModelConfig, check_parts
 from training.schema import Precision, TrainConfig
 from training.seeding import torch_generator
@@ -103,17 +103,11 @@ class DecoderTraining:
 
     def export(self, directory: Path) -> None:
         """Write model.safetensors and model.json, for exchange."""
-        from safetensors.torch import save_file
-
-        from training.files import replace_with, write_json
-        from training.run_directory import plain
-
         whole, own = self.trainer.full_weights(), dict(self.trainer.model.named_parameters())
         named = {id(parameter): name for name, parameter in own.items()}
         weights = {name: whole[named[id(p)]] for name, p in self.model.named_parameters()}
         if self.processes.is_main:
-            replace_with(directory / "model.safetensors", partial(save_file, weights))
-            write_json(directory / "model.json", plain(self.model_config))
+            write_model(directory, weights, self.model_config)
 
     def state_dict(self) -> dict[str, Any]:
         return self.trainer.state_dict()

@@ -1,0 +1,1 @@
+"""Models of the world that an agent acts in, and planning with them."""

@@ -1,0 +1,29 @@
+"""Initial weights of convolutions, linear layers, recurrent cells and norms, from one generator."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def init_uniform(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Weights and biases uniform within 1 / sqrt(fan-in), norms as the identity.
+
+    The bounds are torch's own, but drawn from `generator`; every parameter is set.
+    """
+    for part in module.modules():
+        own = list(part.parameters(recurse=False))
+        if not own:
+            continue
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            bound = part.weight[0].numel() ** -0.5
+        elif isinstance(part, nn.GRUCell):
+            bound = part.hidden_size**-0.5
+        elif isinstance(part, nn.LayerNorm | nn.BatchNorm1d):
+            part.reset_parameters()
+            continue
+        else:
+            raise TypeError(f"no initial values are known for a {type(part).__name__}")
+        for parameter in own:
+            parameter.uniform_(-bound, bound, generator=generator)

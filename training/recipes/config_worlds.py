@@ -1,0 +1,179 @@
+"""Configuration of the recipes that learn models of a world. Loads no framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from training.fields import at_least, within
+from training.recipes.config import RecipeConfig
+
+
+class Regularizer(StrEnum):
+    """What keeps the encoder from collapsing."""
+
+    none = "none"  # nothing: the control
+    ema = "ema"  # targets from an average of the weights, without a gradient
+    vicreg = "vicreg"  # standard deviation and covariance
+    vc_idm = "vc_idm"  # those, time similarity, and the action between two latents
+    sigreg = "sigreg"  # random projections are normal
+
+
+class Target(StrEnum):
+    """What a prediction is compared with."""
+
+    grad = "grad"  # the encoder's latent, through which gradients flow
+    stopgrad = "stopgrad"  # the same, as a constant
+    ema = "ema"  # the latent of the averaged encoder, as a constant
+
+
+@dataclass
+class JEPARecipeConfig(RecipeConfig):
+    """What recipes of joint-embedding predictive architectures have in common."""
+
+    regularizer: Regularizer = Regularizer.vicreg
+    "none, ema, vicreg, vc_idm or sigreg: which of the weighted terms below there are."
+    target: Target | None = None
+    "grad, stopgrad or ema; null is ema for regularizer=ema and grad for the others."
+    pred_weight: float = 1.0
+    "Weight of the prediction error."
+    std_weight: float = 25.0
+    "Weight of the hinge on the standard deviations (vicreg, vc_idm)."
+    cov_weight: float = 1.0
+    "Weight of the squared covariances, divided by D (D - 1) (vicreg, vc_idm)."
+    time_weight: float = 0.0
+    "Weight of the squared step in latent space (vc_idm)."
+    idm_weight: float = 1.0
+    "Weight of the error in telling the action (vc_idm)."
+    sigreg_weight: float = 0.1
+    "Weight of SIGReg, times the batch as in LeJEPA and LeWM (sigreg)."
+    directions: int = 256
+    "Random projections of SIGReg, drawn anew every step."
+    ema_decay: float = 0.996
+    "Decay per step of the averaged encoder at the beginning; it grows to 1 (ema)."
+    stop_on_collapse: bool = False
+    "End the run at the first alarm of the diagnostics."
+
+    def __post_init__(self) -> None:
+        weights = ("pred", "std", "cov", "time", "idm", "sigreg")
+        at_least(self, "recipe", 0, *(f"{name}_weight" for name in weights))
+        at_least(self, "recipe", 1, "directions")
+        within(self, "recipe", 0.0, 1.0, "ema_decay")
+        if self.regularizer == Regularizer.ema and self.target not in (None, Target.ema):
+            raise ValueError(
+                f"recipe.regularizer=ema has targets of its own: set recipe.target=null, "
+                f"not {self.target}"
+            )
+
+    @property
+    def resolved_target(self) -> Target:
+        if self.target is not None:
+            return self.target
+        return Target.ema if self.regularizer == Regularizer.ema else Target.grad
+
+
+class PlannerKind(StrEnum):
+    cem = "cem"
+    icem = "icem"
+    mppi = "mppi"
+    adam = "adam"
+
+
+class PlanCost(StrEnum):
+    """What of the distances between predicted latents and that of the goal counts."""
+
+    sum = "sum"
+    last = "last"
+
+
+@dataclass
+class PlanningConfig:
+    """How plans are made."""
+
+    kind: PlannerKind = PlannerKind.cem
+    "cem, icem, mppi or adam."
+    horizon: int = 40
+    "Steps that a plan looks ahead."
+    replan: int = 8
+    "Steps that are carried out before the next plan."
+    samples: int = 150
+    "Sequences of actions per iteration."
+    elites: int = 10
+    "Of which the best so many count (cem, icem)."
+    iterations: int = 4
+    "Rounds of sampling, or steps of gradient descent."
+    std: float = 1.2
+    "Of the first samples."
+    max_norm: float = 1.8
+    "Longest action."
+    holds: list[int] = field(default_factory=lambda: [1, 5, 15])
+    "Steps for which a sample's noise stays the same; the samples take them in turn."
+    fresh: float = 0.3
+    "Share of the samples that forget what was found (cem, icem)."
+    best: bool = True
+    "Carry out the best sequence; else the mean of the elites (cem, icem)."
+    temperature: float = 1.0
+    "Divides costs (mppi)."
+    lr: float = 0.1
+    "Step size (adam)."
+    cost: PlanCost = PlanCost.sum
+    "sum over the horizon, or last."
+
+    def __post_init__(self) -> None:
+        keys = ("horizon", "replan", "samples", "elites", "iterations")
+        at_least(self, "recipe.planning", 1, *keys)
+        within(self, "recipe.planning", 0.0, 1.0, "fresh")
+        for key in ("std", "max_norm", "temperature", "lr"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"recipe.planning.{key}={getattr(self, key)} must be > 0")
+        if self.elites > self.samples:
+            raise ValueError(
+                f"recipe.planning.elites={self.elites} must not be more than "
+                f"recipe.planning.samples={self.samples}"
+            )
+        if not self.holds or min(self.holds) < 1:
+            raise ValueError(f"recipe.planning.holds={self.holds} must be numbers from 1 on")
+
+
+POLICIES = (
+    "model",
+    "random",
+    "zero",
+    "greedy",
+    "oracle",
+    "true_dynamics",
+    "true_dynamics_latent_cost",
+)
+"Who acts in an evaluation: the model's plans, floors, and planners that know the true dynamics."
+
+
+@dataclass
+class JEPAPlanningConfig(JEPARecipeConfig):
+    """A world model of two rooms, judged by plans that lead through the door."""
+
+    name: str = "jepa_planning"
+    "Which recipe: the stem of its file."
+    regularizer: Regularizer = Regularizer.vc_idm
+    "none, ema, vicreg, vc_idm or sigreg: which of the weighted terms below there are."
+    planning: PlanningConfig = field(default_factory=PlanningConfig)
+    "How plans are made."
+    policies: list[str] = field(default_factory=lambda: list(POLICIES))
+    "Who acts in the final evaluation."
+    contacts: list[str] = field(default_factory=lambda: ["block", "bounce"])
+    "Rules for a dot that runs into something: each episode is played by each."
+    episodes: int = 100
+    "Episodes of the final evaluation, per rule."
+    episode_steps: int = 80
+    "Steps of an episode; it counts where the dot is after the last one."
+    probe_walks: int = 256
+    "Held-out walks; places are read off latents by probes fitted to half of them."
+    pairs: int = 200
+    "Pairs of a possible and an impossible film, of each kind."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 1, "episodes", "episode_steps")
+        at_least(self, "recipe", 8, "probe_walks", "pairs")
+        for key, known in (("policies", POLICIES), ("contacts", ("block", "bounce"))):
+            if unknown := [name for name in getattr(self, key) if name not in known]:
+                raise ValueError(f"recipe.{key}={unknown} are unknown: use {', '.join(known)}")

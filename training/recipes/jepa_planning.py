@@ -1,0 +1,232 @@
+"""A world model without a decoder, judged by the plans it makes: `recipe=jepa_planning`.
+
+PLDM (2025, arXiv:2502.14819) and eb_jepa (2026, arXiv:2602.03604). One step, with frames o_0..o_T
+and actions a_0..a_T-1 of walks that aim at nothing:
+
+    z      = encoder(o)
+    zhat   = predictor from z_0 alone, action after action
+    loss   = pred_weight mean (zhat_t - z_t)^2  +  what keeps z from collapsing (jepa.py)
+
+Judged by what its latents hold of the dot's place (probes), whether their distance is that of a
+walk round the wall, what surprises it, and how many goals its plans reach.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.worlds.jepa.config import JEPAConfig
+from models.worlds.jepa.jepa_planning import JEPAPlanning
+from models.worlds.jepa.regularizers import straightness
+from models.worlds.jepa.targets import Latents
+from training.data.config_worlds import TwoRoomsConfig
+from training.data.two_rooms import TwoRoomsData, layouts
+from training.distributed import Processes
+from training.envs.two_rooms import Rooms, image_size, render, statistics
+from training.estimate import Estimate, state_memory, torch_activations
+from training.evaluation.planning import draw_episodes, evaluate_policies
+from training.evaluation.probes import distance_rms, linear_probe, mlp_probe, r_squared
+from training.evaluation.room_geometry import geometry
+from training.evaluation.surprise import judge, violations
+from training.recipes.config import check_parts
+from training.recipes.config_worlds import JEPAPlanningConfig, Target
+from training.recipes.jepa import FRAMEWORK as FRAMEWORK
+from training.recipes.jepa import JEPATraining
+from training.schema import TrainConfig
+from training.seeding import numpy_rng, stream_seed, torch_generator
+from training.torch_step import Batch
+
+CHANNELS, ACTION_DIM = 2, 2
+REACH = 60  # steps of prediction up to which places are probed
+AHEAD = (1, 8, 16, 60)
+SHOWN = 6  # episodes whose paths are kept for the figure
+
+
+class JEPAPlanningTraining(JEPATraining):
+    """Trains encoder and predictor together; plans with them at the end."""
+
+    model: JEPAPlanning
+    data: TwoRoomsData
+
+    def __init__(
+        self, config: TrainConfig, data: TwoRoomsData, processes: Processes, device: torch.device
+    ) -> None:
+        assert isinstance(config.recipe, JEPAPlanningConfig)
+        self.recipe, self.model_config = config.recipe, fill_shapes(config)
+        averaged = self.recipe.resolved_target == Target.ema
+        frames = data.config.batch_size * data.config.seq_len
+        super().__init__(
+            config,
+            data,
+            processes,
+            device,
+            lambda: JEPAPlanning(self.model_config, averaged),
+            frames,
+        )
+        rooms = Rooms(*(torch.from_numpy(x).to(device) for x in layouts(data.config.wall)))
+        self.mean, self.std = statistics(rooms, data.config.pool)
+
+    def see(self, positions: Tensor, rooms: Rooms) -> Tensor:
+        """[b, t, 2, s, s] frames, normalised over the world."""
+        return (render(positions, rooms, self.data.config.pool) - self.mean) / self.std
+
+    def latents(self, batch: Batch) -> tuple[Latents, Tensor]:
+        rooms, actions = Rooms(batch["wall"], batch["door"]), batch["actions"]
+        return self.model(self.see(batch["positions"], rooms), actions), actions
+
+    @torch.no_grad()
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """Diagnostics and probes; geometry, surprise and plans too, if `final`."""
+        with self.trainer.averaged_weights():
+            metrics = self.look(final)
+            if final:
+                metrics |= self.surprise()
+                metrics |= self.plan() if self.recipe.policies else {}
+        return metrics
+
+    def walks(self, count: int, length: int) -> tuple[Tensor, Tensor, Rooms]:
+        """Held-out positions [n, t, 2], actions [n, t-1, 2] and rooms."""
+        walks = self.data.heldout(count, length)
+        positions, actions, wall, door = (
+            torch.from_numpy(x).to(self.trainer.device) for x in walks
+        )
+        return positions, actions, Rooms(wall, door)
+
+    def look(self, final: bool) -> dict[str, float]:
+        """What the latents of held-out walks hold, and what predictions are worth."""
+        length = min(REACH + 1, self.data.config.walk)
+        positions, actions, rooms = self.walks(self.recipe.probe_walks, length)
+        z = self.model.encode(self.see(positions, rooms))  # [n, t, d]
+        ahead = self.model.rollout(z[:, 0], actions)
+        near = slice(0, self.data.config.seq_len - 1)  # as far as training predicts
+        error, wrong = (
+            (x - z[:, 1:])[:, near].square().mean().item()
+            for x in (ahead, self.model.rollout(z[:, 0], actions.roll(1, 0)))
+        )
+        metrics = self.health(
+            z.flatten(0, 1), action_use=wrong / max(error, 1e-12), straightness=straightness(z).item()
+        )
+        half = len(z) // 2  # probes are fitted to the walks of one half
+        seen, place = z[:half].flatten(0, 1), positions[:half].flatten(0, 1)
+        probes = {"linear": linear_probe(seen, place)}
+        if final:
+            generator = torch_generator(self.config.seed, "probe", device=z.device)
+            probes["mlp"] = mlp_probe(seen, place, generator)
+        truth = positions[half:]
+        for name, probe in probes.items():
+            told, later = probe(z[half:]), probe(ahead[half:])
+            metrics[f"eval/probe/{name}/px"] = distance_rms(told, truth)
+            metrics[f"eval/probe/{name}/r2"] = r_squared(told.flatten(0, 1), truth.flatten(0, 1))
+            for steps in (s for s in AHEAD if s < length):
+                metrics[f"eval/probe/{name}/px_after_{steps}"] = distance_rms(
+                    later[:, steps - 1], truth[:, steps]
+                )
+        if final:
+            curve = [distance_rms(later[:, i], truth[:, i + 1]) for i in range(length - 1)]
+            self.found["series"]["px_ahead"] = curve
+            metrics |= geometry(z[half:, ::8].flatten(0, 1), truth[:, ::8].flatten(0, 1), Rooms(
+                *(r[half:].repeat_interleave(-(-length // 8)) for r in (rooms.wall, rooms.door))
+            ))
+        return metrics
+
+    def surprise(self) -> dict[str, float]:
+        """Violation of expectation on held-out walks."""
+        positions, actions, rooms = self.walks(self.recipe.pairs, self.data.config.seq_len)
+        generator = torch_generator(self.config.seed, "eval/surprise", device=positions.device)
+        self.found["surprise"] = judge(
+            self.model, violations(self.see, positions, actions, rooms, generator)
+        )
+        return {
+            f"eval/surprise/{event}": found["accuracy"]
+            for event, found in self.found["surprise"].items()
+        }
+
+    def plan(self) -> dict[str, float]:
+        """Episodes, by every rule for contacts and every policy."""
+        recipe, device = self.recipe, self.trainer.device
+        rng = numpy_rng(self.config.seed, "eval/episodes")
+        episodes = draw_episodes(self.data.config.wall, rng, recipe.episodes).to(device)
+        rates, paths = evaluate_policies(
+            self.model,
+            self.see,
+            episodes,
+            recipe.planning,
+            recipe.policies,
+            recipe.contacts,
+            recipe.episode_steps,
+            partial(stream_seed, self.config.seed),
+        )
+        self.found["planning"] = rates
+        rooms = torch.stack([episodes.rooms.wall, episodes.rooms.door], -1)[:SHOWN]
+        self.found["series"] |= {
+            "paths/rooms": rooms.flatten().tolist(),
+            "paths/goals": episodes.goal[:SHOWN].flatten().tolist(),
+        } | {
+            f"paths/{contact}/{name}": played.positions[:SHOWN].flatten().tolist()
+            for contact, played_by in paths.items()
+            for name, played in played_by.items()
+            if name == "model"
+        }
+        return {
+            f"eval/{contact}/{name}": found["final"]
+            for contact, by_name in rates.items()
+            for name, found in by_name.items()
+        }
+
+    def summary(self) -> dict[str, Any]:
+        return {"data": self.data.describe(), **super().summary()}
+
+
+def fill_shapes(config: TrainConfig) -> JEPAConfig:
+    """The model's configuration with what the data decides."""
+    assert isinstance(config.model, JEPAConfig) and isinstance(config.data, TwoRoomsConfig)
+    size = image_size(config.data.pool)
+    return dataclasses.replace(
+        config.model, channels=CHANNELS, image_size=size, action_dim=ACTION_DIM
+    )
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    check_parts(config, JEPAPlanningConfig, ("jepa",), (TwoRoomsConfig,), "two_rooms")
+
+
+def build(config: TrainConfig, processes: Processes, device: torch.device) -> JEPAPlanningTraining:
+    """The recipe of `config` with its data, its model initialised on `device`."""
+    check(config)
+    assert isinstance(config.data, TwoRoomsConfig)
+    data = TwoRoomsData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+    return JEPAPlanningTraining(config, data, processes, device)
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Sizes of the run, from the meta device. No data is made."""
+    check(config)
+    assert isinstance(config.data, TwoRoomsConfig)
+    model_config, data = fill_shapes(config), config.data
+    with torch.device("meta"):
+        model = JEPAPlanning(model_config)
+    rows = max(1, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    size = image_size(data.pool)
+    frames = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")
+    actions = torch.zeros(rows, data.seq_len - 1, ACTION_DIM, device="meta")
+
+    def loss() -> Tensor:
+        latents = model(frames, actions)
+        return (latents.predicted - latents.target).square().mean()
+
+    parameters = sum(p.numel() for p in model.parameters())
+    memory = state_memory(parameters, 0, config.optim, config.scale)
+    frames_per_step = data.batch_size * data.seq_len
+    return Estimate(
+        parameters,
+        0.0,
+        frames_per_step,
+        JEPATraining.unit,
+        {**memory, "activations": torch_activations(model, loss)},
+    )
