@@ -37,6 +37,25 @@ TINY = [
 "A run of seconds: the quickstart's recipe on a few kilobytes."
 
 
+SMALL_ROOMS = [
+    "experiment=jepa_planning/two_rooms",
+    "model.encoder.channels=[8,8,8]",
+    "model.encoder.hidden=[32]",
+    "model.encoder.dim=16",
+    "model.predictor.hidden=[32]",
+    "data.walks=16",
+    "data.walk=30",
+    "data.seq_len=9",
+    "data.batch_size=8",
+    "recipe.probe_walks=16",
+    "recipe.pairs=8",
+    "recipe.policies=[]",
+    "optim.warmup_steps=0",
+    "report=false",
+]
+"Two rooms, learned from in seconds."
+
+
 def write_corpus(directory: Path, seed: int = 0) -> str:
     """Files with some structure to learn; returns the override that trains on them."""
     rng = np.random.default_rng(seed)

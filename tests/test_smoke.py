@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import model_keys, tiny_study, tiny_teacher, write_corpus
+from tests.helpers import SMALL_ROOMS, model_keys, tiny_study, tiny_teacher, write_corpus
 from training.config import compose, experiments
 from training.data.config import CorpusConfig, FactsConfig
 from training.errors import RunStopped, UserError
@@ -72,6 +72,11 @@ def cartridge_overrides(name: str, tmp_path: Path) -> list[str]:
 def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
     if name.startswith(("cartridges/", "memory_budget/")):
         return cartridge_overrides(name, tmp_path)
+    if name == "jepa_planning/two_rooms":
+        return [
+            *SMALL_ROOMS, f"runs_dir={tmp_path / 'runs'}", "loop.steps=4", "loop.log_every=1",
+            "loop.checkpoint_every=2",
+        ]  # fmt: skip
     config = compose([f"experiment={name}"])
     corpus = ["data=files", write_corpus(tmp_path / "text")]
     if not isinstance(config.data, CorpusConfig) or getattr(config.data, "by_package", False):

@@ -66,6 +66,15 @@ def torch_activations(model: nn.Module, loss: Callable[[], Tensor]) -> int:
     return sum(kept.values())
 
 
+def torch_flops(loss: Callable[[], Tensor]) -> int:
+    """Floating-point operations of `loss` and of its backward pass, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        loss().backward()
+    return counter.get_total_flops()
+
+
 def jax_activations(loss: Callable[[Any], Any], params: Any) -> int:
     """Bytes that the backward pass of `loss(params)` keeps; `params` may be abstract."""
     import jax

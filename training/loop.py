@@ -123,6 +123,7 @@ def fit(
                 directory.heartbeat(state.step)
             if due_eval:
                 row.update(evaluate(recipe, meter))
+                sound_alarm(recipe, logger, state.step)
             logger.log(state.step, row, perf)
             if due_save or stop or over:
                 save(state, recipe, checkpoints, logger, meter)
@@ -132,6 +133,7 @@ def fit(
                 raise stopped(signals, state.step)
 
         metrics = dict(evaluate(recipe, meter, final=True))
+        sound_alarm(recipe, logger, state.step)
         logger.log(state.step, metrics, {})
     return Outcome(state, metrics, stopped_by)
 
@@ -176,6 +178,12 @@ def evaluate(recipe: Recipe, meter: Meter, final: bool = False) -> Mapping[str, 
     """Evaluate off the training clock."""
     with meter.paused():
         return recipe.evaluate(final)
+
+
+def sound_alarm(recipe: Recipe, logger: Logger, step: int) -> None:
+    """Say what an evaluation found wrong, on a line that stays."""
+    if recipe.alarm and logger.is_main:
+        logger.progress.message(f"after step {step}: {recipe.alarm}")
 
 
 def check_finite(state: LoopState, data: Data, checkpoints: Checkpoints, remedy: str) -> None:

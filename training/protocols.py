@@ -28,6 +28,7 @@ class Recipe(Protocol):
     unit: str  # what experience is counted in: "tokens", "frames", "env_steps"
     units_per_step: int  # of all processes together
     remedy: str  # which keys to change when a metric is not finite
+    alarm: str | None  # what the last evaluation found wrong, for a person to know at once
     flops_per_step: float  # of all processes together; 0 where unknown
     data: Data
 

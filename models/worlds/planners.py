@@ -270,7 +270,12 @@ class Replanning:
     left: Float[Tensor, "b h a"] | None = None
 
     def next(
-        self, cost: Cost, batch: int, width: int, steps: int, like: Tensor,
+        self,
+        cost: Cost,
+        batch: int,
+        width: int,
+        steps: int,
+        like: Tensor,
         generator: torch.Generator | None = None,
     ) -> Float[Tensor, "b n a"]:
         """The next actions to carry out, at most `steps`, the steps that are left in the episode.

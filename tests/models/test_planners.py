@@ -90,9 +90,7 @@ def test_a_double_integrator_is_brought_to_rest(planner) -> None:
 
 def test_elites_get_better() -> None:
     goal = torch.tensor([[20.0, 5.0]])
-    plan = CEM(samples=300, elites=30, iterations=6)(
-        walk_cost(goal), torch.zeros(1, 5, 2), fresh()
-    )
+    plan = CEM(samples=300, elites=30, iterations=6)(walk_cost(goal), torch.zeros(1, 5, 2), fresh())
     costs = torch.cat(plan.history)
     assert (costs[1:] < costs[:-1] + 1e-3 * costs[0]).all() and costs[-1] < 0.8 * costs[0]
 

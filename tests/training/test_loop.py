@@ -24,6 +24,7 @@ class Counting:
 
     framework, unit, units_per_step, flops_per_step = "torch", "items", 3, 0.0
     remedy = "Lower optim.lr"
+    alarm = None
 
     def __init__(self, at: dict[int, object] | None = None) -> None:
         self.total, self.count, self.at = torch.zeros(2), 0, at or {}

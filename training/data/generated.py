@@ -49,9 +49,8 @@ class GeneratedData(Generic[Config]):
 
     def ids(self, step: int) -> list[str]:
         """Names of the batch's rows, for messages."""
-        return [
-            f"{self.item} {row} of step {step}" for row in self.mine(np.arange(self.config.batch_size))
-        ]
+        rows = self.mine(np.arange(self.config.batch_size))
+        return [f"{self.item} {row} of step {step}" for row in rows]
 
     def describe(self) -> dict[str, Any]:
         """JSON-able facts, for a run's records."""

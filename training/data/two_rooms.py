@@ -52,9 +52,7 @@ class TwoRoomsData(GeneratedData[TwoRoomsConfig]):
 
     item = "window"
 
-    def __init__(
-        self, config: TwoRoomsConfig, *, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, config: TwoRoomsConfig, *, seed: int, rank: int = 0, world: int = 1) -> None:
         super().__init__(config, seed=seed, rank=rank, world=world)
         self.round = lru_cache(2)(self.draw_round)  # the one in use, and the next
 
@@ -182,7 +180,9 @@ def solid(points: np.ndarray, rooms: Rooms) -> Bool[np.ndarray, " n"]:
 def in_doorway(rng: np.random.Generator, wall: np.ndarray, door: np.ndarray) -> np.ndarray:
     """[n, 2] points in the doorway."""
     x = rng.uniform(wall - HALF_WALL, wall + HALF_WALL)
-    y = truncated_normal(rng, wall.shape, door, DOORWAY_SPREAD, door + [[-HALF_DOOR], [HALF_DOOR]])
+    y = truncated_normal(
+        rng, wall.shape, door, DOORWAY_SPREAD, door + HALF_DOOR * np.array([[-1], [1]])
+    )
     return np.stack([x, y], axis=-1)
 
 

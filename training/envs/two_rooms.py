@@ -53,8 +53,8 @@ class Contact(StrEnum):
 class Rooms:
     """Where wall and door are, one for each of a batch; they broadcast against positions."""
 
-    wall: Float[Tensor, "..."]
-    door: Float[Tensor, "..."]
+    wall: Float[Tensor, " ..."]
+    door: Float[Tensor, " ..."]
 
     def __getitem__(self, index: object) -> Rooms:
         return Rooms(self.wall[index], self.door[index])
@@ -65,7 +65,7 @@ class Rooms:
 
 def contact_time(
     position: Float[Tensor, "... 2"], action: Float[Tensor, "... 2"], rooms: Rooms
-) -> tuple[Float[Tensor, "..."], Bool[Tensor, "..."]]:
+) -> tuple[Float[Tensor, " ..."], Bool[Tensor, " ..."]]:
     """The share of a step after which it meets something, and whether that is upright.
 
     Returns:
@@ -136,20 +136,20 @@ def move(
     return torch.where(free, position + action, pushed)
 
 
-def is_solid(position: Float[Tensor, "... 2"], rooms: Rooms) -> Bool[Tensor, "..."]:
+def is_solid(position: Float[Tensor, "... 2"], rooms: Rooms) -> Bool[Tensor, " ..."]:
     """Whether a point lies in the wall."""
     x, y = position.unbind(-1)
     return ((x - rooms.wall).abs() <= HALF_WALL) & ((y - rooms.door).abs() > HALF_DOOR)
 
 
-def side_of(position: Float[Tensor, "... 2"], rooms: Rooms) -> Float[Tensor, "..."]:
+def side_of(position: Float[Tensor, "... 2"], rooms: Rooms) -> Float[Tensor, " ..."]:
     """-1 in the left room, 1 in the right one, 0 in the middle of the wall."""
     return (position[..., 0] - rooms.wall).sign()
 
 
 def geodesic(
     a: Float[Tensor, "... 2"], b: Float[Tensor, "... 2"], rooms: Rooms
-) -> Float[Tensor, "..."]:
+) -> Float[Tensor, " ..."]:
     """Length of the shortest path between points outside of the wall, around the door's corners."""
     straight = (b - a).norm(dim=-1)
     left, right = rooms.wall - HALF_WALL, rooms.wall + HALF_WALL
@@ -167,9 +167,7 @@ def geodesic(
             best = torch.minimum(best, length)
     for x in (left, right):  # or one corner only is touched
         for side in (-1.0, 1.0):
-            corner = torch.stack(
-                torch.broadcast_tensors(x, rooms.door + side * HALF_DOOR), dim=-1
-            )
+            corner = torch.stack(torch.broadcast_tensors(x, rooms.door + side * HALF_DOOR), dim=-1)
             clear = ~blocks(first, corner, rooms) & ~blocks(corner, last, rooms)
             length = (corner - first).norm(dim=-1) + (last - corner).norm(dim=-1)
             best = torch.where(clear, torch.minimum(best, length), best)
@@ -178,7 +176,7 @@ def geodesic(
 
 def blocks(
     a: Float[Tensor, "... 2"], b: Float[Tensor, "... 2"], rooms: Rooms
-) -> Bool[Tensor, "..."]:
+) -> Bool[Tensor, " ..."]:
     """Whether the wall stands between two points; touching a corner of the door does not count."""
     along = b - a
     flat = along[..., 0] == 0

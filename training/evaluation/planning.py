@@ -7,7 +7,7 @@ many depends on the rule for contacts. So every policy plays the same episodes b
     random, zero               the floors of doing anything, and nothing
     greedy                     steps straight to the goal, whatever stands between
     oracle                     walks to the door, then to the goal
-    true_dynamics              the model's planner on the true dynamics, with the Euclidean distance:
+    true_dynamics              the model's planner on the true dynamics and the straight distance:
                                what perfect prediction is worth without a learned distance
     true_dynamics_latent_cost  the same with the distance of the model's latents: what its geometry
                                is worth without its predictions
@@ -89,9 +89,11 @@ class Played:
         final, ever = near[:, -1], near.any(dim=1)
         steps = near.float().argmax(dim=1)[ever].float()
         count, reached = len(final), int(final.sum())
+        low, high = wilson_interval(reached, count)
         return {
             "final": reached / count,
-            "interval": list(wilson_interval(reached, count)),
+            "low": low,
+            "high": high,
             "ever": ever.float().mean().item(),
             "steps_to_goal": steps.mean().item() if len(steps) else None,
             "distance": distance[:, -1].mean().item(),

@@ -7,6 +7,7 @@ open, an MLP what is there at all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,7 @@ from torch import Tensor
 Probe = Callable[[Float[Tensor, "... d"]], Float[Tensor, "... k"]]
 
 
-def linear_probe(
-    z: Float[Tensor, "n d"], y: Float[Tensor, "n k"], ridge: float = 1e-4
-) -> Probe:
+def linear_probe(z: Float[Tensor, "n d"], y: Float[Tensor, "n k"], ridge: float = 1e-4) -> Probe:
     """Least squares with an intercept; `ridge` is relative to the latents' mean variance."""
     z, y = z.detach().double(), y.double()
     mean, middle = z.mean(dim=0), y.mean(dim=0)
@@ -44,7 +43,7 @@ def mlp_probe(
     widths = [z.shape[1], width, width, y.shape[1]]
     weights = [
         torch.randn(b, a, generator=generator, device=z.device) * (2 / a) ** 0.5
-        for a, b in zip(widths[:-1], widths[1:], strict=True)
+        for a, b in pairwise(widths)
     ]
     biases = [torch.zeros(b, device=z.device) for b in widths[1:]]
     parameters = [p.requires_grad_() for p in (*weights, *biases)]

@@ -107,7 +107,7 @@ def elsewhere(
 def straight_walks(
     count: int, length: int, rooms: Rooms, generator: torch.Generator
 ) -> tuple[Float[Tensor, "n t 2"], Float[Tensor, "n t 2"], Float[Tensor, "n t-1 2"]]:
-    """Walks along rows that the wall stands across: (through it, stopped by it), and the actions."""
+    """Walks along rows that the wall stands across: (through it, stopped by it), their actions."""
     device = rooms.wall.device
     side = torch.where(torch.rand(count, generator=generator, device=device) < 0.5, -1.0, 1.0)
     row = torch.rand(count, generator=generator, device=device)
@@ -120,9 +120,11 @@ def straight_walks(
     through = torch.stack([x, row[:, None].expand_as(x)], dim=-1).clamp(5.0, 59.0)
     actions = torch.zeros(count, length - 1, 2, device=device)
     actions[..., 0] = -side[:, None]
-    passed = blocks(through[:, :1].expand_as(through), through, Rooms(*(
-        r[:, None] for r in (rooms.wall, rooms.door)
-    )))
+    passed = blocks(
+        through[:, :1].expand_as(through),
+        through,
+        Rooms(*(r[:, None] for r in (rooms.wall, rooms.door))),
+    )
     before = ~passed
     last = before.long().cumsum(1).argmax(1)  # the last position in front of the wall
     halted = through[torch.arange(count, device=device), last]
@@ -130,9 +132,7 @@ def straight_walks(
     return through, stopped, actions
 
 
-def judge(
-    model: Predictor, films: dict[str, tuple[Film, Film]]
-) -> dict[str, dict[str, Any]]:
+def judge(model: Predictor, films: dict[str, tuple[Film, Film]]) -> dict[str, dict[str, Any]]:
     """Event -> share of pairs that the model is right about, with Wilson's interval."""
     found = {}
     for event, (possible, impossible) in films.items():
@@ -142,7 +142,8 @@ def judge(
         low, high = wilson_interval(round(right.sum().item()), count)
         found[event] = {
             "accuracy": right.mean().item(),
-            "interval": [low, high],
+            "low": low,
+            "high": high,
             "ratio": (odd.median() / plain.median().clamp(min=1e-12)).item(),
             "pairs": count,
         }

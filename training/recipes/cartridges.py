@@ -143,6 +143,7 @@ class Cartridges:
     framework = FRAMEWORK
     unit = "tokens"
     remedy = "Lower optim.lr"
+    alarm = None
 
     def __init__(
         self,

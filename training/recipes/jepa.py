@@ -16,7 +16,8 @@ The statistics are over batch and time together but for SIGReg's, and over all p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class JEPATraining:
     framework = FRAMEWORK
     unit = "frames"
     remedy = "Lower optim.lr, or set optim.clip_norm"
-    flops_per_step = 0.0
+    flops_per_step: float = 0.0
 
     def __init__(
         self,
@@ -136,6 +137,15 @@ class JEPATraining:
         Gradients are averaged over the processes afterwards, which makes them those of the mean.
         """
         return value + (self.trainer.mean(value.detach().clone()) - value.detach())
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Inside, the model has its (averaged) weights in full, in every process."""
+        with self.trainer.averaged_weights(), ExitStack() as stack:
+            if self.trainer.sharded:
+                self.model.unshard()
+                stack.callback(self.model.reshard)
+            yield
 
     def health(self, z: Tensor, **more: float) -> dict[str, float]:
         """Diagnostics of held-out latents [n, d], and the alarm they ring."""

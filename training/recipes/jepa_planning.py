@@ -28,7 +28,7 @@ from training.data.config_worlds import TwoRoomsConfig
 from training.data.two_rooms import TwoRoomsData, layouts
 from training.distributed import Processes
 from training.envs.two_rooms import Rooms, image_size, render, statistics
-from training.estimate import Estimate, state_memory, torch_activations
+from training.estimate import Estimate, state_memory, torch_activations, torch_flops
 from training.evaluation.planning import draw_episodes, evaluate_policies
 from training.evaluation.probes import distance_rms, linear_probe, mlp_probe, r_squared
 from training.evaluation.room_geometry import geometry
@@ -70,6 +70,7 @@ class JEPAPlanningTraining(JEPATraining):
         )
         rooms = Rooms(*(torch.from_numpy(x).to(device) for x in layouts(data.config.wall)))
         self.mean, self.std = statistics(rooms, data.config.pool)
+        self.flops_per_step = estimate(config).flops_per_step
 
     def see(self, positions: Tensor, rooms: Rooms) -> Tensor:
         """[b, t, 2, s, s] frames, normalised over the world."""
@@ -82,7 +83,7 @@ class JEPAPlanningTraining(JEPATraining):
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Diagnostics and probes; geometry, surprise and plans too, if `final`."""
-        with self.trainer.averaged_weights():
+        with self.whole_model():
             metrics = self.look(final)
             if final:
                 metrics |= self.surprise()
@@ -109,7 +110,9 @@ class JEPAPlanningTraining(JEPATraining):
             for x in (ahead, self.model.rollout(z[:, 0], actions.roll(1, 0)))
         )
         metrics = self.health(
-            z.flatten(0, 1), action_use=wrong / max(error, 1e-12), straightness=straightness(z).item()
+            z.flatten(0, 1),
+            action_use=wrong / max(error, 1e-12),
+            straightness=straightness(z).item(),
         )
         half = len(z) // 2  # probes are fitted to the walks of one half
         seen, place = z[:half].flatten(0, 1), positions[:half].flatten(0, 1)
@@ -129,9 +132,13 @@ class JEPAPlanningTraining(JEPATraining):
         if final:
             curve = [distance_rms(later[:, i], truth[:, i + 1]) for i in range(length - 1)]
             self.found["series"]["px_ahead"] = curve
-            metrics |= geometry(z[half:, ::8].flatten(0, 1), truth[:, ::8].flatten(0, 1), Rooms(
-                *(r[half:].repeat_interleave(-(-length // 8)) for r in (rooms.wall, rooms.door))
-            ))
+            metrics |= geometry(
+                z[half:, ::8].flatten(0, 1),
+                truth[:, ::8].flatten(0, 1),
+                Rooms(
+                    *(r[half:].repeat_interleave(-(-length // 8)) for r in (rooms.wall, rooms.door))
+                ),
+            )
         return metrics
 
     def surprise(self) -> dict[str, float]:
@@ -225,7 +232,7 @@ def estimate(config: TrainConfig) -> Estimate:
     frames_per_step = data.batch_size * data.seq_len
     return Estimate(
         parameters,
-        0.0,
+        torch_flops(loss) * (data.batch_size / rows),
         frames_per_step,
         JEPATraining.unit,
         {**memory, "activations": torch_activations(model, loss)},

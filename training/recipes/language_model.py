@@ -49,6 +49,7 @@ class DecoderTraining:
     framework = FRAMEWORK
     unit = "tokens"
     remedy = "Lower optim.lr or set optim.clip_norm"
+    alarm = None
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class LanguageModelJax:
     framework = FRAMEWORK
     unit = "tokens"
     remedy = "Lower optim.lr or set optim.clip_norm"
+    alarm = None
 
     def __init__(self, config: TrainConfig, data: LanguageData, processes: Processes) -> None:
         assert isinstance(config.recipe, LanguageModelConfig)

@@ -142,6 +142,7 @@ class MemoryBudget:
     framework = FRAMEWORK
     unit = "documents"
     remedy = "Lower recipe.cartridge_lr or recipe.lora_lr"
+    alarm = None
 
     def __init__(
         self, config: TrainConfig, data: SelfStudyData, processes: Processes, device: torch.device

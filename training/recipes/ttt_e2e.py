@@ -76,6 +76,7 @@ class TTTE2ERecipe:
     framework = FRAMEWORK
     unit = "tokens"
     remedy = "Lower model.inner_lr or optim.lr, or set model.inner_clip, optim.clip_norm"
+    alarm = None
 
     def __init__(
         self, config: TrainConfig, data: LanguageData | MarkovData, processes: Processes

@@ -6,6 +6,8 @@ eb_jepa (2026, arXiv:2602.03604), after IMPALA (2018, arXiv:1802.01561).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -18,7 +20,7 @@ from models.worlds.jepa.config import EncoderConfig, EncoderKind, Norm
 def mlp(widths: list[int]) -> nn.Sequential:
     """Linear layers of these widths with ReLU between them."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -30,8 +32,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         widths = [channels, *config.channels]
         self.stages = nn.ModuleList(
-            nn.Conv2d(before, after, 3, stride=2, padding=1)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
         )
         for _ in config.channels:
             size = -(-size // 2)
@@ -69,7 +70,7 @@ class ImpalaEncoder(nn.Module):
                 Residual(after),
                 Residual(after),
             )
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            for before, after in pairwise(widths)
         )
         for _ in config.channels:
             size = -(-size // 2)

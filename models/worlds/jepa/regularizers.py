@@ -25,8 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

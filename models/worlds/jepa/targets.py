@@ -1,8 +1,8 @@
 """What a prediction is compared with: the encoder itself, or an average of its past weights.
 
-The average (EMA, exponential moving average) is that of BYOL (2020, arXiv:2006.07733), I-JEPA (2023,
-arXiv:2301.08243) and V-JEPA: with it and without a gradient through the target, an encoder need not
-collapse, although nothing in the loss forbids it.
+The average (EMA, exponential moving average) is that of BYOL (2020, arXiv:2006.07733), I-JEPA
+(2023, arXiv:2301.08243) and V-JEPA: with it and without a gradient through the target, an encoder
+need not collapse, although nothing in the loss forbids it.
 """
 
 from __future__ import annotations
@@ -35,4 +35,3 @@ def follow(average: nn.Module, online: nn.Module, decay: float) -> None:
         kept.lerp_(new.to(kept.dtype), 1 - decay)
     for kept, new in zip(average.buffers(), online.buffers(), strict=True):
         kept.copy_(new)
-

@@ -1,0 +1,63 @@
+"""Figures of planning in two rooms, from results/<scale>.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.evaluation.plots import Line, dot_chart, line_chart, mean_curve
+from training.evaluation.room_figures import paths_chart
+from training.files import write_atomic
+
+POLICIES = {
+    "true dynamics, latent distance": ("world", "true_dynamics_latent_cost"),
+    "the model's plans": ("world", "model"),
+    "weak time similarity": ("weak_time", "model"),
+    "true dynamics, straight distance": ("world", "true_dynamics"),
+    "straight to the goal": ("world", "greedy"),
+    "untrained": ("untrained", "model"),
+    "collapsed": ("collapsed", "model"),
+    "random": ("world", "random"),
+}
+RULES = {"block": "blocked by walls", "bounce": "bouncing off walls"}
+SPECTRA = {"world": "vc_idm", "weak_time": "weak time similarity", "collapsed": "nothing"}
+
+
+def figures(results: dict[str, Any], directory: Path) -> None:
+    """Write <scale>_success_<rule>, <scale>_paths, <scale>_spectrum and <scale>_ahead .svg."""
+    runs, scale = results["runs"], results["scale"]
+    for rule, means in RULES.items():
+        groups = {
+            name: values
+            for name, (run, policy) in POLICIES.items()
+            if (values := final(runs, run, f"eval/{rule}/{policy}"))
+        }
+        if groups:
+            chart = dot_chart(groups, f"share of goals reached, {means}")
+            write_atomic(directory / f"{scale}_success_{rule}.svg", chart)
+    series = runs.get("world", {}).get("series", [])
+    if series:
+        keys = {means: f"paths/{rule}/model" for rule, means in RULES.items()}
+        known = {name: key for name, key in keys.items() if key in series[0]}
+        write_atomic(directory / f"{scale}_paths.svg", paths_chart(series[0], known))
+        curves = [seed["px_ahead"] for seed in series]
+        steps = range(1, len(curves[0]) + 1)
+        lines = [mean_curve("read off predicted latents", steps, curves)]
+        chart = line_chart(lines, "error of the dot's place in pixels", "predicted steps")
+        write_atomic(directory / f"{scale}_ahead.svg", chart)
+    spectra = [line for run, name in SPECTRA.items() if (line := spectrum(runs, run, name))]
+    if spectra:
+        chart = line_chart(spectra, "standard deviation of latents", "principal axis")
+        write_atomic(directory / f"{scale}_spectrum.svg", chart)
+
+
+def final(runs: Mapping[str, Any], run: str, key: str) -> Sequence[float]:
+    """What each seed of a run ended with."""
+    return [v for v in runs.get(run, {}).get("final", {}).get(key, []) if v is not None]
+
+
+def spectrum(runs: Mapping[str, Any], run: str, name: str) -> Line | None:
+    """Mean over the seeds of a run, axis by axis."""
+    seeds = [seed["spectrum"] for seed in runs.get(run, {}).get("series", [])]
+    return mean_curve(name, range(1, len(seeds[0]) + 1), seeds) if seeds else None
