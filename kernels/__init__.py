@@ -21,6 +21,7 @@ FUNCTIONS = {
     "append_kv": "kernels.kv_cache.append.op",
     "attention": "kernels.attention.op",
     "average_rotation": "kernels.kv_cache.compaction.scores",
+    "characteristic_function": "kernels.sigreg.op",
     "compact_kv": "kernels.kv_cache.compaction.op",
     "decode_cascade": "kernels.kv_cache.attention.op",
     "decode_paged": "kernels.kv_cache.attention.op",

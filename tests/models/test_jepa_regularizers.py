@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.worlds.jepa.diagnostics import alarm, diagnose, rank_me, spectrum
+from models.worlds.jepa.quadrature import KNOTS, quadrature
 from models.worlds.jepa.regularizers import (
     hinge_std,
     inverse_dynamics,
@@ -16,7 +17,7 @@ from models.worlds.jepa.regularizers import (
     straightness,
     time_similarity,
 )
-from models.worlds.jepa.sigreg import KNOTS, directions, quadrature, sigreg
+from models.worlds.jepa.sigreg import directions, sigreg
 
 
 @pytest.fixture(autouse=True)
@@ -179,3 +180,53 @@ def test_the_alarm_names_what_is_wrong() -> None:
     assert "recipe.regularizer" in str(alarm(noise_around_a_point))
     line = diagnose(normal(1000, 1) * torch.ones(32) + 1e-3 * normal(1000, 32))
     assert "dimensional collapse" in str(alarm(line))
+
+
+# The jax twin
+
+
+def test_the_jax_twin_says_the_same() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    from models.worlds.jepa import regularizers, regularizers_jax, sigreg_jax
+
+    z, axes = 1.3 * normal(4, 50, 16) + 0.2, directions(16, 64, torch.Generator().manual_seed(1))
+    rows, jz = z.flatten(0, 1), jnp.asarray(z.numpy())
+    covariance = moments(rows)
+    jax_covariance = regularizers_jax.moments(jz.reshape(-1, 16))
+    pairs = {
+        "moments": (covariance, jax_covariance),
+        **{
+            name: (
+                getattr(regularizers, name)(covariance),
+                getattr(regularizers_jax, name)(jax_covariance),
+            )
+            for name in ("hinge_std", "off_diagonal")
+        },
+        **{
+            name: (getattr(regularizers, name)(z), getattr(regularizers_jax, name)(jz))
+            for name in ("time_similarity", "straightness")
+        },
+        "inverse_dynamics": (
+            inverse_dynamics(z[0], z[1]),
+            regularizers_jax.inverse_dynamics(jz[0], jz[1]),
+        ),
+        "sigreg": (sigreg(z, axes), sigreg_jax.sigreg(jz, jnp.asarray(axes.numpy()))),
+        "sigreg, no n": (
+            sigreg(z, axes, scale_by_n=False),
+            sigreg_jax.sigreg(jz, jnp.asarray(axes.numpy()), scale_by_n=False),
+        ),
+    }
+    for name, (ours, twin) in pairs.items():
+        twin = torch.tensor(jnp.asarray(twin).tolist())
+        assert torch.allclose(ours, twin, rtol=1e-5, atol=1e-5), (name, ours, twin)
+
+
+def test_the_jax_twin_has_the_same_gradients() -> None:
+    jax = pytest.importorskip("jax")
+    from models.worlds.jepa import sigreg_jax
+
+    z, axes = normal(3, 20, 8), directions(8, 16, torch.Generator().manual_seed(1))
+    z.requires_grad_()
+    (ours,) = torch.autograd.grad(sigreg(z, axes), z)
+    twin = jax.grad(sigreg_jax.sigreg)(jax.numpy.asarray(z.detach().numpy()), axes.numpy())
+    torch.testing.assert_close(ours, torch.tensor(twin.tolist()), rtol=1e-4, atol=1e-6)

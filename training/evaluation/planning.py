@@ -71,6 +71,9 @@ class Episodes:
     goal: Float[Tensor, "n 2"]
     rooms: Rooms
 
+    def __getitem__(self, index: slice) -> Episodes:
+        return Episodes(self.start[index], self.goal[index], self.rooms[index])
+
     def to(self, device: torch.device) -> Episodes:
         return Episodes(self.start.to(device), self.goal.to(device), self.rooms.to(device))
 
@@ -188,19 +191,27 @@ class Policies:
         return act
 
     def model_plan(self) -> Act:
-        goal = self.latent(self.episodes.goal)  # [n, d]
+        return self.planned(self.imagined_cost)
 
-        def cost_from(position: Tensor) -> Cost:
-            z = self.latent(position)
+    def imagined_cost(self, position: Float[Tensor, "n 2"]) -> Cost:
+        """Costs of sequences of actions, from there, by the model's own predictions."""
+        z, goal = self.latent(position), self.latent(self.episodes.goal)  # [n, d]
 
-            def cost(actions: Tensor) -> Tensor:
-                states = self.model.imagine(z, actions)  # [n, k, h, d]
-                distances = (states - goal[:, None, None]).square().mean(-1)
-                return over_horizon(distances, self.config.cost)
+        def cost(actions: Tensor) -> Tensor:
+            states = self.model.imagine(z, actions)  # [n, k, h, d]
+            distances = (states - goal[:, None, None]).square().mean(-1)
+            return over_horizon(distances, self.config.cost)
 
-            return cost
+        return cost
 
-        return self.planned(cost_from)
+    def held_costs(self, bound: float, steps: int, points: int) -> Float[Tensor, "n y x"]:
+        """Imagined cost of holding an action from the start on, over its components."""
+        axis = torch.linspace(-bound, bound, points, device=self.episodes.start.device)
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        actions = torch.stack([x, y], dim=-1).view(1, -1, 1, 2)
+        actions = actions.expand(len(self.episodes.start), -1, steps, -1)
+        cost = self.imagined_cost(self.episodes.start)(actions)
+        return cost.unflatten(1, (points, points))
 
     def latent(self, position: Float[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
         return self.model.encode(self.see(position[:, None], self.episodes.rooms))[:, 0]

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.worlds.jepa.config import JEPAConfig
@@ -29,10 +31,22 @@ from training.data.two_rooms import TwoRoomsData, layouts
 from training.distributed import Processes
 from training.envs.two_rooms import Rooms, image_size, render, statistics
 from training.estimate import Estimate, state_memory, torch_activations, torch_flops
-from training.evaluation.planning import draw_episodes, evaluate_policies
+from training.evaluation.planning import (
+    Episodes,
+    Policies,
+    draw_episodes,
+    evaluate_policies,
+)
 from training.evaluation.probes import distance_rms, linear_probe, mlp_probe, r_squared
+from training.evaluation.room_figures import (
+    distance_maps,
+    energy_maps,
+    imagined_film,
+    paths_chart,
+)
 from training.evaluation.room_geometry import geometry
 from training.evaluation.surprise import judge, violations
+from training.files import write_atomic
 from training.recipes.config import check_parts
 from training.recipes.config_worlds import JEPAPlanningConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
@@ -44,7 +58,8 @@ from training.torch_step import Batch
 CHANNELS, ACTION_DIM = 2, 2
 REACH = 60  # steps of prediction up to which places are probed
 AHEAD = (1, 8, 16, 60)
-SHOWN = 6  # episodes whose paths are kept for the figure
+SHOWN, DRAWN = 6, 3  # episodes whose paths, and whose distances, are drawn
+HELD, ENERGY_POINTS = 8, 25  # steps for which an action is held, and points along each component
 
 
 class JEPAPlanningTraining(JEPATraining):
@@ -129,6 +144,7 @@ class JEPAPlanningTraining(JEPATraining):
                 metrics[f"eval/probe/{name}/px_after_{steps}"] = distance_rms(
                     later[:, steps - 1], truth[:, steps]
                 )
+        self.film = positions[half], probes["linear"](ahead[half]), rooms[half]
         if final:
             curve = [distance_rms(later[:, i], truth[:, i + 1]) for i in range(length - 1)]
             self.found["series"]["px_ahead"] = curve
@@ -153,11 +169,15 @@ class JEPAPlanningTraining(JEPATraining):
             for event, found in self.found["surprise"].items()
         }
 
+    def episodes(self) -> Episodes:
+        """The starts and goals that every policy of a seed plays."""
+        rng = numpy_rng(self.config.seed, "eval/episodes")
+        drawn = draw_episodes(self.data.config.wall, rng, self.recipe.episodes)
+        return drawn.to(self.trainer.device)
+
     def plan(self) -> dict[str, float]:
         """Episodes, by every rule for contacts and every policy."""
-        recipe, device = self.recipe, self.trainer.device
-        rng = numpy_rng(self.config.seed, "eval/episodes")
-        episodes = draw_episodes(self.data.config.wall, rng, recipe.episodes).to(device)
+        recipe, episodes = self.recipe, self.episodes()
         rates, paths = evaluate_policies(
             self.model,
             self.see,
@@ -187,6 +207,48 @@ class JEPAPlanningTraining(JEPATraining):
 
     def summary(self) -> dict[str, Any]:
         return {"data": self.data.describe(), **super().summary()}
+
+    @torch.no_grad()
+    def export(self, directory: Path) -> None:
+        """The model, and pictures of what it imagines."""
+        super().export(directory)
+        with self.whole_model():
+            found = self.pictures()
+        for name, drawn in found.items() if self.processes.is_main else ():
+            write_atomic(directory / "figures" / f"{name}.svg", drawn)
+
+    def pictures(self) -> dict[str, str]:
+        """Name -> SVG."""
+        series, found = self.found.get("series", {}), {}
+        keys = {name: f"paths/{name}/model" for name in self.recipe.contacts}
+        if keys := {name: key for name, key in keys.items() if key in series}:
+            found["plans"] = paths_chart(series, keys)
+        seen, told, rooms = self.film  # one held-out walk
+        steps = [step for step in (1, 2, 4, 8, 16, 32, 60) if step < len(seen)]
+        found["imagined"] = imagined_film(
+            seen.cpu().numpy(),
+            torch.cat([seen[:1], told]).cpu().numpy(),
+            steps,
+            rooms.wall.item(),
+            rooms.door.item(),
+        )
+        few = self.episodes()[:DRAWN]
+        policies = Policies(few, self.model, self.see, self.recipe.planning, torch.Generator())
+        goals = few.goal.cpu().numpy()
+        walls = torch.stack([few.rooms.wall, few.rooms.door], dim=-1).cpu().numpy()
+        found["distance_to_goal"] = distance_maps(
+            policies.latent_distances().cpu().numpy(), goals, walls
+        )
+        bound = self.recipe.planning.max_norm
+        held = policies.held_costs(bound, HELD, ENERGY_POINTS)
+        ways = [
+            F.normalize(act(few.start, 1)[:, 0], dim=-1)
+            for act in (policies.greedy(), policies.oracle())
+        ]
+        found["energy_of_actions"] = energy_maps(
+            held.cpu().numpy(), bound, *(way.cpu().numpy() for way in ways)
+        )
+        return found
 
 
 def fill_shapes(config: TrainConfig) -> JEPAConfig:

@@ -17,27 +17,14 @@ one time step at a time.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kernels.sigreg.op import characteristic_function
+from models.worlds.jepa.quadrature import KNOTS, STEP, quadrature
 from models.worlds.jepa.regularizers import AllMean, alone
-
-KNOTS, REACH = 17, 3.0
-
-
-@functools.cache
-def quadrature(knots: int = KNOTS) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Knots t on [0, 3] and the weights of |ecf - normal|^2 at them, exp(-t^2 / 2) included."""
-    step = REACH / (knots - 1)
-    t = [i * step for i in range(knots)]
-    ends = {0, knots - 1}
-    weight = [step if i in ends else 2 * step for i in range(knots)]
-    normal = torch.exp(-torch.tensor(t, dtype=torch.float64).square() / 2).tolist()
-    return tuple(t), tuple(w * p for w, p in zip(weight, normal, strict=True))
 
 
 def directions(
@@ -48,24 +35,25 @@ def directions(
 
 
 def sigreg(
-    z: Float[Tensor, "... n d"],
+    z: Float[Tensor, "*g n d"],
     directions: Float[Tensor, "d k"],
     *,
     scale_by_n: bool = True,
     all_mean: AllMean = alone,
     world: int = 1,
+    impl: str = "auto",
 ) -> Float[Tensor, ""]:
     """Mean of the statistic over directions, and over what stands before n (views, time steps).
 
     Args:
         scale_by_n: times N, as in LeJEPA and LeWM; eb_jepa leaves the factor out.
         all_mean, world: over processes, each of which has N / world of the latents.
+        impl: of `kernels.characteristic_function`.
     """
-    t, weight = (torch.tensor(x, device=z.device) for x in quadrature())
+    t, weight = (torch.tensor(x, device=z.device)[:, None] for x in quadrature())  # [j, 1]
     with torch.autocast(z.device.type, enabled=False):
-        h = z.to(torch.promote_types(z.dtype, torch.float32)) @ directions  # [..., n, k]
-    angle = h[..., None] * t  # [..., n, k, knots]
-    cos, sin = all_mean(angle.cos().mean(dim=-3)), all_mean(angle.sin().mean(dim=-3))
-    apart = (cos - torch.exp(-t.square() / 2)).square() + sin.square()
-    statistic = (apart * weight).sum(dim=-1).mean()
+        h = z.to(torch.promote_types(z.dtype, torch.float32)) @ directions  # [*g, n, k]
+    cos, sin = characteristic_function(h, STEP, KNOTS, impl=impl)  # [*g, j, k]
+    apart = (all_mean(cos) - torch.exp(-t.square() / 2)).square() + all_mean(sin).square()
+    statistic = (apart * weight).sum(dim=-2).mean()
     return statistic * (z.shape[-2] * world) if scale_by_n else statistic

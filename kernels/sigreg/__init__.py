@@ -1,0 +1,1 @@
+"""The empirical characteristic function of projections: the hot part of SIGReg."""
