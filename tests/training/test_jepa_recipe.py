@@ -98,6 +98,17 @@ def test_probes_and_plans_send_nothing_back() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
 
 
+def test_a_run_leaves_pictures_of_what_it_imagines(tmp_path: Path) -> None:
+    made = recipe("recipe.policies=[model]", "recipe.episodes=3", "recipe.episode_steps=4")
+    made.evaluate(final=True)
+    (tmp_path / "figures").mkdir()  # as a run directory has it
+    made.export(tmp_path)
+    names = {"plans", "imagined", "distance_to_goal", "energy_of_actions"}
+    assert {file.stem for file in (tmp_path / "figures").glob("*.svg")} == names
+    assert all("<svg" in file.read_text() for file in (tmp_path / "figures").iterdir())
+    assert (tmp_path / "model.safetensors").exists()
+
+
 def test_later_frames_never_change_earlier_predictions() -> None:
     made = recipe()
     batch = made.trainer.to_device(made.data.batch(0))
