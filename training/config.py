@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from training.errors import UserError
-from training.schema import TrainConfig, register
+from training.schema import SCHEMAS, TrainConfig, register
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CONFIG_MODULE = "configs"
@@ -73,10 +73,21 @@ def unknown_key_message(path: str, owner: Any) -> str:
     prefix = f"{parent}." if parent else ""
     known = [prefix + item.name for item in dataclasses.fields(owner)]
     where = f"`{parent}`" if parent else "the configuration"
+    inside = [] if parent else groups_with(path)
+    near = f" Did you mean {' or '.join(inside)}?" if inside else did_you_mean(path, known)
     return (
-        f"There is no key `{path}`.{did_you_mean(path, known)} "
+        f"There is no key `{path}`.{near} "
         f"{where} has: {', '.join(item.name for item in dataclasses.fields(owner))}"
     )
+
+
+def groups_with(key: str) -> list[str]:
+    """`regularizer` -> ["recipe.regularizer"]: groups of which some option has the key."""
+    return [
+        f"{group}.{key}"
+        for group, options in SCHEMAS.items()
+        if any(key in (item.name for item in dataclasses.fields(node)) for node in options.values())
+    ]
 
 
 def to_config(cfg: DictConfig) -> TrainConfig:

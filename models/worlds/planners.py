@@ -220,13 +220,14 @@ class Adam:
         for iteration in range(self.iterations + 1):
             with torch.enable_grad():
                 costs = cost(within_norm(actions, self.max_norm))
+                total = costs.sum()
             found, index = worst_if_broken(costs.detach()).min(dim=1)
             chosen = within_norm(actions.detach(), self.max_norm)[torch.arange(b), index]
             best = torch.where((found < least)[:, None, None], chosen, best)
             least = torch.minimum(found, least)
             history.append(costs.detach().mean(dim=1))
             if iteration < self.iterations:
-                (actions.grad,) = torch.autograd.grad(costs.sum(), actions)
+                (actions.grad,) = torch.autograd.grad(total, actions)
                 optimiser.step()
         return Plan(best, least, history)
 

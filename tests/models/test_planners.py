@@ -119,6 +119,13 @@ def test_what_cannot_be_computed_is_never_chosen(planner) -> None:
         assert plan.cost.isfinite().all() and plan.actions[0, 0, 1] <= 0
 
 
+def test_gradients_are_followed_where_an_evaluation_records_none() -> None:
+    goal = torch.tensor([[3.0, 2.0]])
+    with torch.no_grad():
+        plan = Adam(max_norm=LIMIT)(walk_cost(goal), torch.zeros(1, 4, 2), fresh())
+    assert plan.cost < walk_cost(goal)(torch.zeros(1, 1, 4, 2))[:, 0]
+
+
 @pytest.mark.parametrize("planner", ALL, ids=lambda p: type(p).__name__)
 def test_the_same_seed_gives_the_same_plan(planner) -> None:
     goal = torch.tensor([[10.0, 3.0], [-4.0, 8.0]])

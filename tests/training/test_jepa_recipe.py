@@ -167,6 +167,8 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
         (["recipe.policies=[luck]"], r"recipe\.policies=\['luck'\]"),
         (["recipe.regularizer=ema", "recipe.target=grad"], r"recipe\.regularizer=ema"),
         (["model.encoder.channels=[]"], r"model\.encoder\.channels=\[\]"),
+        (["optim=muon"], r"use optim=adamw"),
+        (["regularizer=sigreg"], r"Did you mean recipe\.regularizer\?"),
     ],
 )
 def test_what_does_not_fit_is_refused(overrides: list[str], said: str) -> None:

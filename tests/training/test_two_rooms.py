@@ -24,7 +24,7 @@ from training.envs.two_rooms import (
     side_of,
     statistics,
 )
-from training.evaluation.planning import draw_episodes, evaluate_policies
+from training.evaluation.planning import Policies, draw_episodes, evaluate_policies
 from training.recipes.config_worlds import PlanningConfig
 
 FRESH = int.from_bytes(np.random.default_rng().bytes(4), "little")  # printed when a test fails
@@ -255,6 +255,23 @@ def test_floors_are_as_measured() -> None:
     assert abs(moving["bounce"]["greedy"]["final"] - 0.46) < 0.09
     assert moving["block"]["greedy"]["final"] < moving["bounce"]["greedy"]["final"]
     assert moving["block"]["oracle"]["final"] == moving["bounce"]["oracle"]["final"] == 1.0
+
+
+def test_distances_are_looked_up_where_the_dot_is() -> None:
+    """With latents that are places, the table says how far the goal is."""
+
+    class Places:
+        def encode(self, frames: torch.Tensor) -> torch.Tensor:
+            return frames
+
+    for kind in Wall:
+        episodes = draw_episodes(kind, np.random.default_rng(FRESH), 3)
+        policies = Policies(episodes, Places(), lambda p, _: p, PlanningConfig(), torch.Generator())
+        table = policies.latent_distances()
+        places = LOW + (HIGH - LOW) * torch.rand(3, 5, 7, 2)
+        exact = (places - episodes.goal[:, None, None]).square().mean(-1)
+        found = policies.tabulated(table)(places)
+        torch.testing.assert_close(found, exact, atol=0.1, rtol=0)
 
 
 def test_goals_lie_in_the_other_room() -> None:

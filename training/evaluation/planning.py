@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -221,14 +222,16 @@ class Policies:
         return self.planned(self.truly(lambda path: (path - goal).norm(dim=-1)))
 
     def true_dynamics_latent_cost(self) -> Act:
-        table = self.latent_distances()
-        rows = torch.arange(len(table), device=table.device)[:, None, None]
+        return self.planned(self.truly(self.tabulated(self.latent_distances())))
 
-        def distance(path: Tensor) -> Tensor:
-            cell = ((path - LOW) / GRID_STEP).round().long()
-            return table[rows, cell[..., 1], cell[..., 0]]
+    def tabulated(self, table: Float[Tensor, "n y x"]) -> Callable[[Tensor], Tensor]:
+        """Places [n, k, h, 2] -> what the table of a grid says there, linear between its points."""
 
-        return self.planned(self.truly(distance))
+        def look_up(places: Tensor) -> Tensor:
+            there = 2 * (places - LOW) / (HIGH - LOW) - 1  # grid_sample's coordinates
+            return F.grid_sample(table[:, None], there, align_corners=True)[:, 0]
+
+        return look_up
 
     def truly(self, distance: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Cost]:
         """Costs of sequences of actions under the true dynamics."""

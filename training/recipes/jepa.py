@@ -37,11 +37,11 @@ from models.worlds.jepa.regularizers import (
 from models.worlds.jepa.sigreg import directions, sigreg
 from models.worlds.jepa.targets import Latents, decay_at, follow
 from training.distributed import Processes
-from training.errors import RunStopped
+from training.errors import RunStopped, UserError
 from training.exchange import write_model
 from training.protocols import Data
 from training.recipes.config_worlds import JEPARecipeConfig, Regularizer, Target
-from training.schema import TrainConfig
+from training.schema import Optimiser, TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
 
@@ -72,6 +72,11 @@ class JEPATraining:
         frames_per_step: int,
     ) -> None:
         assert isinstance(config.recipe, JEPARecipeConfig)
+        if config.optim.name == Optimiser.muon:
+            raise UserError(
+                f"recipe={config.recipe.name} has no blocks whose matrices Muon could take: use "
+                "optim=adamw"
+            )
         self.config, self.objective, self.data = config, config.recipe, data
         self.processes, self.units_per_step = processes, frames_per_step
         self.model = build_on(device, build, self.initialise)
