@@ -49,7 +49,7 @@ def test_the_first_action_points_at_a_far_goal(planner) -> None:
     goal = 30 * torch.stack([angle.cos(), angle.sin()], -1)
     plan = planner(walk_cost(goal), torch.zeros(5, 6, 2), fresh())
     along = torch.cosine_similarity(plan.actions.sum(1), goal, dim=-1)
-    assert along.min() > 0.99
+    assert along.min() > 0.98
     assert (plan.actions.norm(dim=-1) <= LIMIT + 1e-4).all()
     assert plan.actions.shape == (5, 6, 2) and plan.cost.shape == (5,)
     direct = walk_cost(goal)((goal / 30 * LIMIT)[:, None, None].expand(-1, 1, 6, -1))[:, 0]
