@@ -132,7 +132,8 @@ def move(
     pushed = position + share.clamp(max=1.0)[..., None] * action
     pushed = pushed + CONTACT_NOISE * torch.where(normal, back, noise)
     pushed = pushed.clamp(LOW + CONTACT_CLEAR, HIGH - CONTACT_CLEAR)
-    pushed = torch.where(is_solid(pushed, rooms)[..., None], position, pushed)
+    beyond = is_solid(pushed, rooms) | blocks(position, pushed, rooms)  # never through the wall
+    pushed = torch.where(beyond[..., None], position, pushed)
     return torch.where(free, position + action, pushed)
 
 
