@@ -34,7 +34,9 @@ from models.worlds.planners import (
     Adam,
     Cost,
     Planner,
+    RandomPlanner,
     Replanning,
+    ZeroPlanner,
     within_norm,
 )
 from training.data.config_worlds import Wall
@@ -172,7 +174,7 @@ class Policies:
     """
 
     episodes: Episodes
-    model: PlanningModel
+    world: PlanningModel
     see: Callable[[Float[Tensor, "n t 2"], Rooms], Tensor]
     config: PlanningConfig
     generator: torch.Generator
@@ -191,7 +193,7 @@ class Policies:
 
         return act
 
-    def model_plan(self) -> Act:
+    def model(self) -> Act:
         return self.planned(self.imagined_cost)
 
     def imagined_cost(self, position: Float[Tensor, "n 2"]) -> Cost:
@@ -199,7 +201,7 @@ class Policies:
         z, goal = self.latent(position), self.latent(self.episodes.goal)  # [n, d]
 
         def cost(actions: Tensor) -> Tensor:
-            states = self.model.imagine(z, actions)  # [n, k, h, d]
+            states = self.world.imagine(z, actions)  # [n, k, h, d]
             distances = (states - goal[:, None, None]).square().mean(-1)
             return over_horizon(distances, self.config.cost)
 
@@ -215,7 +217,7 @@ class Policies:
         return cost.unflatten(1, (points, points))
 
     def latent(self, position: Float[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
-        return self.model.encode(self.see(position[:, None], self.episodes.rooms))[:, 0]
+        return self.world.encode(self.see(position[:, None], self.episodes.rooms))[:, 0]
 
     def true_dynamics(self) -> Act:
         goal = self.episodes.goal[:, None, None]
@@ -257,7 +259,7 @@ class Policies:
         for i, goal in enumerate(goals):
             if i == 0 or not self.same_rooms():
                 seen = [
-                    self.model.encode(self.see(row[None], self.episodes.rooms[i : i + 1]))[0]
+                    self.world.encode(self.see(row[None], self.episodes.rooms[i : i + 1]))[0]
                     for row in points
                 ]
                 grid = torch.stack(seen)  # [y, x, d]
@@ -268,17 +270,21 @@ class Policies:
         rooms = self.episodes.rooms
         return bool((rooms.wall == rooms.wall[0]).all() and (rooms.door == rooms.door[0]).all())
 
-    def random(self) -> Act:
+    def unplanned(self, planner: Planner) -> Act:
+        """What a planner does that asks no cost, a step at a time."""
+
         def act(position: Tensor, left: int) -> Tensor:
-            drawn = torch.rand(
-                (len(position), 1, 2), generator=self.generator, device=position.device
-            )
-            return (2 * drawn - 1) * MAX_STEP
+            nowhere = torch.zeros_like(position[:, None])
+            free = lambda actions: actions.new_zeros(actions.shape[:2])  # noqa: E731
+            return planner(free, nowhere, self.generator).actions
 
         return act
 
+    def random(self) -> Act:
+        return self.unplanned(RandomPlanner(MAX_STEP))
+
     def zero(self) -> Act:
-        return lambda position, left: torch.zeros_like(position[:, None])
+        return self.unplanned(ZeroPlanner())
 
     def greedy(self) -> Act:
         norm = self.config.max_norm
@@ -323,7 +329,7 @@ def evaluate_policies(
         for name in names:
             generator = torch.Generator(device=device).manual_seed(seed(f"plan/{contact}/{name}"))
             policies = Policies(episodes, model, see, config, generator)
-            act = policies.named("model_plan" if name == "model" else name)
+            act = policies.named(name)
             rng = np.random.default_rng(seed(f"contact/{contact}"))
             played = play(act, episodes, Contact(contact), steps, rng)
             rates[contact][name], paths[contact][name] = played.judge(), played

@@ -6,6 +6,8 @@
                      around one point looks full-rank once it is centred, so neither will do alone
     participation    (sum of eigenvalues)^2 / sum of their squares, of the covariance
     correlation      mean absolute correlation of different features
+    shift            length of the mean latent over that of the standard deviations: large around
+                     one point
     action use       prediction error with shuffled actions over that with the right ones: 1 where
                      the predictor ignores what was done
 

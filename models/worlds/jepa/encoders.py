@@ -25,6 +25,13 @@ def mlp(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def flat_width(channels: list[int], size: int) -> int:
+    """Numbers that are left of an image after stages that each halve it, rounding up."""
+    for _ in channels:
+        size = -(-size // 2)
+    return channels[-1] * size * size
+
+
 class ConvEncoder(nn.Module):
     """Convolutions of stride 2, flattened, then an MLP."""
 
@@ -34,9 +41,7 @@ class ConvEncoder(nn.Module):
         self.stages = nn.ModuleList(
             nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(widths)
         )
-        for _ in config.channels:
-            size = -(-size // 2)
-        self.head = mlp([widths[-1] * size * size, *config.hidden, config.dim])
+        self.head = mlp([flat_width(config.channels, size), *config.hidden, config.dim])
 
     def forward(self, images: Float[Tensor, "n c s s"]) -> Float[Tensor, "n d"]:
         x = images.contiguous(memory_format=torch.channels_last)
@@ -72,9 +77,7 @@ class ImpalaEncoder(nn.Module):
             )
             for before, after in pairwise(widths)
         )
-        for _ in config.channels:
-            size = -(-size // 2)
-        self.head = mlp([widths[-1] * size * size, *config.hidden, config.dim])
+        self.head = mlp([flat_width(config.channels, size), *config.hidden, config.dim])
 
     def forward(self, images: Float[Tensor, "n c s s"]) -> Float[Tensor, "n d"]:
         x = images.contiguous(memory_format=torch.channels_last)
