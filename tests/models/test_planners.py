@@ -78,6 +78,8 @@ def test_a_double_integrator_is_brought_to_rest(planner) -> None:
     small = {"std": 0.5} if isinstance(planner, MPPI) else {}
     if isinstance(planner, CEM):
         small["least_std"] = 0.01
+    if isinstance(planner, CEM | ICEM):  # with 200, one seed in twenty narrows too early
+        small["samples"] = 600
     plan = dataclasses.replace(planner, max_norm=None, **longer, **small)(
         cost, torch.zeros(2, horizon, 1), fresh()
     )

@@ -68,18 +68,29 @@ def distance_maps(
     maps: Float[np.ndarray, "n y x"],
     goals: Float[np.ndarray, "n 2"],
     rooms: Float[np.ndarray, "n 2"],
+    names: Sequence[str] = (),
 ) -> str:
-    """SVG: how far from each goal the latents of all places are; a star is the goal."""
+    """SVG: how far from each goal the latents of all places are; a star is the goal.
+
+    Args:
+        names: of models, each of which has a map and a range of its own.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 1.9), layout="constrained")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for here, distance, goal, (wall, door) in zip(axes, maps, goals, rooms, strict=True):
-        around = (LOW, HIGH, HIGH, LOW)
-        image = here.imshow(np.sqrt(distance), extent=around, cmap="viridis_r")
+    around = (LOW, HIGH, HIGH, LOW)
+    for i, (here, distance, goal, (wall, door)) in enumerate(
+        zip(axes, maps, goals, rooms, strict=True)
+    ):
+        shown = distance / max(distance.max(), 1e-12) if names else distance
+        image = here.imshow(shown, extent=around, cmap="viridis_r")
         draw_room(here, wall, door)
         here.plot(*goal, "*", color=COLOURS[1], markersize=8)
-    figure.colorbar(image, ax=axes.tolist(), label="distance of latents", shrink=0.8)
+        if names:
+            here.set_title(names[i], fontsize=8)
+    label = "distance, furthest 1" if names else "distance of latents"
+    figure.colorbar(image, ax=axes.tolist(), label=label, shrink=0.8)
     return svg(figure)
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,6 +60,7 @@ CHANNELS, ACTION_DIM = 2, 2
 REACH = 60  # steps of prediction up to which places are probed
 AHEAD = (1, 8, 16, 60)
 SHOWN, DRAWN = 6, 3  # episodes whose paths, and whose distances, are drawn
+COARSE = 4  # every so many points of a map of distances are kept in the results
 HELD, ENERGY_POINTS = 8, 25  # steps for which an action is held, and points along each component
 
 
@@ -189,6 +191,12 @@ class JEPAPlanningTraining(JEPATraining):
             partial(stream_seed, self.config.seed),
         )
         self.found["planning"] = rates
+        maps, goals, walls = self.distances()
+        self.found["series"] |= {
+            "distance/map": maps[0, ::COARSE, ::COARSE].flatten().tolist(),
+            "distance/goal": goals[0].tolist(),
+            "distance/room": walls[0].tolist(),
+        }
         rooms = torch.stack([episodes.rooms.wall, episodes.rooms.door], -1)[:SHOWN]
         self.found["series"] |= {
             "paths/rooms": rooms.flatten().tolist(),
@@ -217,6 +225,20 @@ class JEPAPlanningTraining(JEPATraining):
         for name, drawn in found.items() if self.processes.is_main else ():
             write_atomic(directory / "figures" / f"{name}.svg", drawn)
 
+    def some_episodes(self) -> Policies:
+        """The first episodes, of which pictures are made."""
+        few = self.episodes()[:DRAWN]
+        return Policies(few, self.model, self.see, self.recipe.planning, torch.Generator())
+
+    def distances(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Latent distances [n, y, x] of all places to goals [n, 2], wall and door [n, 2]."""
+        policies = self.some_episodes()
+        goal, rooms = policies.episodes.goal, policies.episodes.rooms
+        walls = torch.stack([rooms.wall, rooms.door], dim=-1)
+        found = policies.latent_distances().sqrt(), goal, walls
+        maps, goals, walls = (x.cpu().numpy() for x in found)
+        return maps, goals, walls
+
     def pictures(self) -> dict[str, str]:
         """Name -> SVG."""
         series, found = self.found.get("series", {}), {}
@@ -232,14 +254,9 @@ class JEPAPlanningTraining(JEPATraining):
             rooms.wall.item(),
             rooms.door.item(),
         )
-        few = self.episodes()[:DRAWN]
-        policies = Policies(few, self.model, self.see, self.recipe.planning, torch.Generator())
-        goals = few.goal.cpu().numpy()
-        walls = torch.stack([few.rooms.wall, few.rooms.door], dim=-1).cpu().numpy()
-        found["distance_to_goal"] = distance_maps(
-            policies.latent_distances().cpu().numpy(), goals, walls
-        )
-        bound = self.recipe.planning.max_norm
+        found["distance_to_goal"] = distance_maps(*self.distances())
+        policies, bound = self.some_episodes(), self.recipe.planning.max_norm
+        few = policies.episodes
         held = policies.held_costs(bound, HELD, ENERGY_POINTS)
         ways = [
             F.normalize(act(few.start, 1)[:, 0], dim=-1)
