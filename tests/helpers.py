@@ -56,6 +56,64 @@ SMALL_ROOMS = [
 "Two rooms, learned from in seconds."
 
 
+SMALL_IMAGES = {
+    "lejepa": [
+        "experiment=lejepa/images",
+        "model.encoder.channels=[8,16,16]",
+        "model.encoder.dim=24",
+        "model.projector=[32,16]",
+        "model.predictor=[16]",
+    ],
+    "ijepa": [
+        "experiment=ijepa/images",
+        "model.patch=[2,2]",
+        "model.dim=24",
+        "model.depth=2",
+        "model.predictor_dim=12",
+        "model.predictor_depth=1",
+    ],
+}
+"Images, learned from in seconds; add SMALL_BATCH."
+SMALL_FILMS = {
+    "rollout": [
+        "experiment=jepa_video/rollout",
+        "model.encoder_width=4",
+        "model.dim=4",
+        "model.predictor_width=4",
+        "model.projector=[8]",
+        "recipe.films=16",
+        "recipe.horizon=3",
+        "recipe.cells=4",
+        "data.seq_len=6",
+    ],
+    "masked": [
+        "experiment=jepa_video/masked",
+        "model.patch=[2,2,2]",
+        "model.dim=24",
+        "model.depth=2",
+        "model.predictor_dim=12",
+        "model.predictor_depth=1",
+        "recipe.films=32",
+        "data.seq_len=4",
+    ],
+}
+"Films, learned from in seconds; add SMALL_FILM."
+SMALL_FILM = [
+    "data.batch_size=8",
+    "data.image_size=16",
+    "data.digit_size=8",
+    "optim.warmup_steps=0",
+    "report=false",
+]
+SMALL_BATCH = [
+    "data.batch_size=16",
+    "data.image_size=16",
+    "recipe.probe_views=1",
+    "optim.warmup_steps=0",
+    "report=false",
+]
+
+
 def write_corpus(directory: Path, seed: int = 0) -> str:
     """Files with some structure to learn; returns the override that trains on them."""
     rng = np.random.default_rng(seed)

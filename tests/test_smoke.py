@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import SMALL_ROOMS, model_keys, tiny_study, tiny_teacher, write_corpus
+from tests.helpers import (
+    SMALL_BATCH,
+    SMALL_FILM,
+    SMALL_FILMS,
+    SMALL_IMAGES,
+    SMALL_ROOMS,
+    model_keys,
+    tiny_study,
+    tiny_teacher,
+    write_corpus,
+)
 from training.config import compose, experiments
 from training.data.config import CorpusConfig, FactsConfig
 from training.errors import RunStopped, UserError
@@ -75,6 +85,17 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
     if name == "jepa_planning/two_rooms":
         return [
             *SMALL_ROOMS, f"runs_dir={tmp_path / 'runs'}", "loop.steps=4", "loop.log_every=1",
+            "loop.checkpoint_every=2",
+        ]  # fmt: skip
+    paper, _, variant = name.partition("/")
+    small = []
+    if paper in SMALL_IMAGES:
+        small = [*SMALL_IMAGES[paper], *SMALL_BATCH]
+    elif paper == "jepa_video":
+        small = [*SMALL_FILMS[variant], *SMALL_FILM]
+    if small:
+        return [
+            *small, f"runs_dir={tmp_path / 'runs'}", "loop.steps=4", "loop.log_every=1",
             "loop.checkpoint_every=2",
         ]  # fmt: skip
     config = compose([f"experiment={name}"])

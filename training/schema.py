@@ -14,7 +14,7 @@ from typing import Any
 
 from models.config import ModelConfig
 from models.language.config import TransformerConfig, TTTE2EConfig
-from models.worlds.jepa.config import JEPAConfig
+from models.worlds.jepa.config import IJEPAConfig, JEPAConfig, JEPAVideoConfig, LeJEPAConfig
 from training.data.config import (
     ConversationsConfig,
     DataConfig,
@@ -26,7 +26,12 @@ from training.data.config import (
     StatementsConfig,
     StdlibConfig,
 )
-from training.data.config_worlds import TwoRoomsConfig
+from training.data.config_worlds import (
+    HubImagesConfig,
+    MovingConfig,
+    SmallImagesConfig,
+    TwoRoomsConfig,
+)
 from training.fields import at_least, free, within
 from training.recipes.config import (
     CartridgesConfig,
@@ -37,7 +42,13 @@ from training.recipes.config import (
     RecipeConfig,
     TTTE2ERecipeConfig,
 )
-from training.recipes.config_worlds import JEPAPlanningConfig
+from training.recipes.config_worlds import (
+    IJEPARecipeConfig,
+    JEPAPlanningConfig,
+    JEPAVideoMaskedRecipeConfig,
+    JEPAVideoRecipeConfig,
+    LeJEPARecipeConfig,
+)
 
 
 class Device(StrEnum):
@@ -228,8 +239,19 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "cartridges": CartridgesConfig,
         "memory_budget": MemoryBudgetConfig,
         "jepa_planning": JEPAPlanningConfig,
+        "lejepa": LeJEPARecipeConfig,
+        "ijepa": IJEPARecipeConfig,
+        "jepa_video": JEPAVideoRecipeConfig,
+        "jepa_video_masked": JEPAVideoMaskedRecipeConfig,
     },
-    "model": {"transformer": TransformerConfig, "ttt_e2e": TTTE2EConfig, "jepa": JEPAConfig},
+    "model": {
+        "transformer": TransformerConfig,
+        "ttt_e2e": TTTE2EConfig,
+        "jepa": JEPAConfig,
+        "lejepa": LeJEPAConfig,
+        "ijepa": IJEPAConfig,
+        "jepa_video": JEPAVideoConfig,
+    },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {
         "stdlib": StdlibConfig,
@@ -241,8 +263,12 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "self_study": SelfStudyConfig,
         "conversations": ConversationsConfig,
         "two_rooms": TwoRoomsConfig,
+        "small_images": SmallImagesConfig,
+        "hub_images": HubImagesConfig,
+        "moving": MovingConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
+    "data/images": {"small_images": SmallImagesConfig, "hub_images": HubImagesConfig},
 }
 
 

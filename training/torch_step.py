@@ -287,10 +287,13 @@ class TorchStep:
                     tensor.copy_(given["optimiser"][name][key])
 
     def full_weights(self) -> dict[str, Tensor]:
-        """Every (averaged) weight in full, on the CPU, contiguous; all processes must call this."""
+        """Every (averaged) weight and every kept buffer in full, on the CPU, contiguous.
+
+        All processes must call this.
+        """
         with self.averaged_weights():
             found = {}
-            for name, p in self.model.named_parameters():
+            for name, p in (*self.model.named_parameters(), *self.persistent_buffers()):
                 whole = p.full_tensor() if hasattr(p, "full_tensor") else p  # type: ignore[operator]
                 found[name] = whole.detach().to("cpu", copy=True).contiguous()
         return found

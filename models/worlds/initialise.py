@@ -10,17 +10,21 @@ from torch import nn
 def init_uniform(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Weights and biases uniform within 1 / sqrt(fan-in), norms as the identity.
 
-    The bounds are torch's own, but drawn from `generator`; every parameter is set.
+    The bounds are torch's own, but drawn from `generator`; every parameter is set. What a module
+    holds besides layers (a class token) it sets itself, in `init_own(generator)`.
     """
     for part in module.modules():
         own = list(part.parameters(recurse=False))
         if not own:
             continue
+        if callable(own_values := getattr(part, "init_own", None)):
+            own_values(generator)
+            continue
         if isinstance(part, nn.Linear | nn.Conv2d):
             bound = part.weight[0].numel() ** -0.5
         elif isinstance(part, nn.GRUCell):
             bound = part.hidden_size**-0.5
-        elif isinstance(part, nn.LayerNorm | nn.BatchNorm1d):
+        elif isinstance(part, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d):
             part.reset_parameters()
             continue
         else:

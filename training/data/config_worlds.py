@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from training.data.config import DataConfig, require
+from training.fields import at_least, within
 
 
 class Wall(StrEnum):
@@ -54,4 +55,209 @@ class TwoRoomsConfig(DataConfig):
             self.walks,
             f"windows for a batch of data.batch_size={self.batch_size}, they give {windows}",
             "raise it",
+        )
+
+
+@dataclass
+class ViewsConfig:
+    """How views of an image differ."""
+
+    count: int = 2
+    "Global views of an image."
+    area: list[float] = field(default_factory=lambda: [1.0, 1.6])
+    "[least, largest] area that a global view shows, relative to the image's."
+    local_count: int = 0
+    "Local views of an image."
+    local_area: list[float] = field(default_factory=lambda: [0.05, 0.3])
+    "[least, largest] area that a local view shows, relative to the image's."
+    local_size: int = 16
+    "Height and width of a local view, in pixels."
+    aspect: float = 1.0
+    "Largest ratio of what a view shows in width and height."
+    rotate: float = 20.0
+    "Largest turn, in degrees."
+    shift: float = 0.1
+    "Largest move beyond the image, as a share of its width."
+    flip: float = 0.0
+    "Share of views that are mirrored."
+    jitter: list[float] = field(default_factory=lambda: [0.3, 0.3, 0.0, 0.0])
+    "Largest relative change of brightness, contrast and saturation, and turn of the hue."
+    jitter_share: float = 0.8
+    "Share of views that are changed so."
+    grey: float = 0.0
+    "Share of views without colour."
+    blur: float = 0.0
+    "Share of views that are blurred."
+    solarise: float = 0.0
+    "Share of views whose bright parts are inverted."
+    cutout: float = 0.25
+    "Largest side of a square that is cut out, as a share of the view's; 0 for none."
+    noise: float = 0.1
+    "Largest standard deviation of white noise."
+
+    def __post_init__(self) -> None:
+        where = "data.views"
+        at_least(self, where, 1, "count", "local_size", "aspect")
+        at_least(self, where, 0, "local_count", "rotate", "shift", "cutout", "noise")
+        within(self, where, 0.0, 1.0, "flip", "jitter_share", "grey", "blur", "solarise")
+        for key in ("area", "local_area"):
+            low_high = getattr(self, key)
+            if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+                raise ValueError(f"{where}.{key}={low_high} must be [least, largest], above 0")
+        if len(self.jitter) != 4 or min(self.jitter) < 0:
+            raise ValueError(
+                f"{where}.jitter={self.jitter} must be four numbers from 0 on: brightness, "
+                "contrast, saturation, hue"
+            )
+
+
+class Source(StrEnum):
+    """Small images that need no download."""
+
+    digits = "digits"  # scans, ten classes
+    glyphs = "glyphs"  # characters of fonts
+    shapes = "shapes"  # drawn, eight classes
+
+
+@dataclass
+class ImagesConfig(DataConfig):
+    """What all data of still images has."""
+
+    image_size: int = 32
+    "Height and width of an image, in pixels."
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    "How views differ."
+    batch_size: int = 256
+    "Images per optimiser step, over all processes."
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 8, "image_size", self.image_size, "8 or more", "try 32")
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2", "try 256")
+
+
+@dataclass
+class SmallImagesConfig(ImagesConfig):
+    """Scanned digits, characters and drawn shapes."""
+
+    name: str = "small_images"
+    "Which data: the stem of its file."
+    sources: list[Source] = field(default_factory=lambda: [Source.digits])
+    "digits, glyphs, shapes, or several of them."
+    shapes: int = 2000
+    "Drawings among the images, if shapes are."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 < len(self.sources) == len(set(self.sources)),
+            "sources",
+            self.sources,
+            "digits, glyphs, shapes, each once",
+            "try [digits]",
+        )
+        require(self.shapes >= 32, "shapes", self.shapes, "at least 32", "try 2000")
+
+
+@dataclass
+class HubImagesConfig(ImagesConfig):
+    """Photographs with labels: a data set of the Hugging Face hub, or folders of files."""
+
+    name: str = "hub_images"
+    "Which data: the stem of its file."
+    dataset: str = "uoft-cs/cifar10"
+    "A data set of the hub, or imagefolder."
+    folder: str | None = None
+    "With dataset=imagefolder: where <split>/<class>/<files> are."
+    revision: str | None = None
+    "Commit of the data set; null takes the newest."
+    split: str = "train"
+    "The part that is trained on."
+    heldout_split: str = "test"
+    "The part that probes are judged by."
+    image_field: str = "img"
+    "Column of the images."
+    label_field: str = "label"
+    "Column of the classes."
+    exam: int = 10000
+    "Images of each part that a probe is fitted to and judged by."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.exam >= 16, "exam", self.exam, "at least 16", "try 10000")
+        require(
+            (self.dataset == "imagefolder") == (self.folder is not None),
+            "folder",
+            self.folder,
+            "set with data.dataset=imagefolder, and only then",
+            "set both",
+        )
+
+
+class Movers(StrEnum):
+    """What moves."""
+
+    digits = "digits"  # straight on through each other, reflected at the frame
+    balls = "balls"  # discs that collide with each other and the frame
+
+
+@dataclass
+class MovingConfig(DataConfig):
+    """Films of digits or balls that move by themselves."""
+
+    name: str = "moving"
+    "Which data: the stem of its file."
+    movers: Movers = Movers.digits
+    "digits or balls."
+    mnist: bool = False
+    "Take the digits from MNIST, on the hub, in place of those that scikit-learn carries."
+    objects: int = 2
+    "How many there are in a film."
+    image_size: int = 64
+    "Height and width of a frame, in pixels."
+    digit_size: int = 28
+    "Height and width of a digit, in pixels."
+    radius: list[float] = field(default_factory=lambda: [3.0, 5.0])
+    "[least, largest] radius of a ball, in pixels."
+    speed: list[float] = field(default_factory=lambda: [2.0, 5.0])
+    "[least, largest] speed at the start, in pixels per frame."
+    seq_len: int = 10
+    "Frames of a film, T."
+    batch_size: int = 64
+    "Films per optimiser step, over all processes."
+
+    def __post_init__(self) -> None:
+        require(self.objects >= 1, "objects", self.objects, "at least 1", "try 2")
+        require(self.seq_len >= 3, "seq_len", self.seq_len, "at least 3 frames", "try 10")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1", "try 64")
+        size = self.image_size
+        require(
+            4 <= self.digit_size <= size,
+            "digit_size",
+            self.digit_size,
+            f"4 to data.image_size={size} pixels",
+            "lower it",
+        )
+        require(
+            not self.mnist or self.digit_size == 28,
+            "digit_size",
+            self.digit_size,
+            "28 pixels, MNIST's, with data.mnist=true",
+            "set it so",
+        )
+        for key in ("radius", "speed"):
+            low_high = getattr(self, key)
+            require(
+                len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
+                key,
+                low_high,
+                "[least, largest], above 0",
+                "see the schema's default",
+            )
+        room = self.objects * (2 * self.radius[1]) ** 2
+        require(
+            self.movers == Movers.digits or room < 0.5 * size**2,
+            "radius",
+            self.radius,
+            f"room for data.objects={self.objects} balls in a frame of {size}",
+            "lower either",
         )

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Probe = Callable[[Float[Tensor, "... d"]], Float[Tensor, "... k"]]
@@ -69,6 +69,50 @@ def mlp_probe(
     for parameter in parameters:
         parameter.requires_grad_(False)
     return lambda x: apply(x.float()) * scale_y + mean_y
+
+
+def logistic_probe(
+    z: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int, decay: float = 1e-3
+) -> Probe:
+    """Multinomial logistic regression on standardised latents: the logits of each class.
+
+    Args:
+        decay: weight of half the squared coefficients, beside the mean of the losses.
+    """
+    z = z.detach().float()
+    mean, scale = z.mean(dim=0), z.std(dim=0).clamp(min=1e-6)
+    x = (z - mean) / scale
+    weight = torch.zeros(x.shape[1], classes, device=x.device, requires_grad=True)
+    bias = torch.zeros(classes, device=x.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(x @ weight + bias, labels) + 0.5 * decay * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)
+    fitted, offset = weight.detach(), bias.detach()
+    return lambda z: ((z.float() - mean) / scale) @ fitted + offset
+
+
+def accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> float:
+    """Share of rows whose largest logit is the right one."""
+    return (logits.argmax(dim=-1) == labels).float().mean().item()
+
+
+def nearest_accuracy(
+    known: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    asked: Float[Tensor, "m d"],
+    truth: Int[Tensor, " m"],
+) -> float:
+    """Share of rows whose most alike known row, by the cosine, is of their class."""
+    a, b = F.normalize(asked.float(), dim=-1), F.normalize(known.float(), dim=-1)
+    nearest = torch.cat([(part @ b.mT).argmax(dim=-1) for part in a.split(1024)])
+    return (labels[nearest] == truth).float().mean().item()
 
 
 def r_squared(told: Float[Tensor, "n k"], truth: Float[Tensor, "n k"]) -> float:

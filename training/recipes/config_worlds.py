@@ -177,3 +177,126 @@ class JEPAPlanningConfig(JEPARecipeConfig):
         for key, known in (("policies", POLICIES), ("contacts", ("block", "bounce"))):
             if unknown := [name for name in getattr(self, key) if name not in known]:
                 raise ValueError(f"recipe.{key}={unknown} are unknown: use {', '.join(known)}")
+
+
+@dataclass
+class ImageJEPARecipeConfig(JEPARecipeConfig):
+    """What recipes of image encoders have in common."""
+
+    probe_views: int = 4
+    "Views of each image that a probe is fitted to and judged by; 0 for the image itself."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 0, "probe_views")
+        if self.regularizer == Regularizer.vc_idm:
+            raise ValueError(
+                f"recipe.regularizer=vc_idm is about actions, which recipe={self.name} has not: "
+                "use vicreg"
+            )
+
+
+@dataclass
+class LeJEPARecipeConfig(ImageJEPARecipeConfig):
+    """An encoder of images that agrees with itself about their views."""
+
+    name: str = "lejepa"
+    "Which recipe: the stem of its file."
+    regularizer: Regularizer = Regularizer.sigreg
+    "none, ema, vicreg or sigreg: which of the weighted terms below there are."
+
+
+@dataclass
+class IJEPARecipeConfig(ImageJEPARecipeConfig):
+    """An encoder of patches that tells the latents of those it does not see."""
+
+    name: str = "ijepa"
+    "Which recipe: the stem of its file."
+    regularizer: Regularizer = Regularizer.ema
+    "none, ema, vicreg or sigreg: which of the weighted terms below there are."
+    targets: int = 4
+    "Blocks that are to be told."
+    target_scale: list[float] = field(default_factory=lambda: [0.15, 0.2])
+    "[least, largest] share of the image that a target covers."
+    target_aspect: list[float] = field(default_factory=lambda: [0.75, 1.5])
+    "[least, largest] height of a target over its width."
+    context_scale: list[float] = field(default_factory=lambda: [0.85, 1.0])
+    "[least, largest] share of the image that the context's block covers."
+    min_keep: int = 4
+    "Patches that the context has at least."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 1, "targets", "min_keep")
+        for key, most in (("target_scale", 1.0), ("context_scale", 1.0), ("target_aspect", 1e3)):
+            low_high = getattr(self, key)
+            if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= most:
+                raise ValueError(
+                    f"recipe.{key}={low_high} must be [least, largest], above 0 and up to {most:g}"
+                )
+
+
+@dataclass
+class JEPAVideoRecipeConfig(JEPARecipeConfig):
+    """A predictor of the latents of the next frames."""
+
+    name: str = "jepa_video"
+    "Which recipe: the stem of its file."
+    films: int = 256
+    "Held-out films; a detector is fitted to the latents of half of them."
+    horizon: int = 8
+    "Frames ahead up to which predictions are judged."
+    cells: int = 8
+    "The detector says which cells of a grid of so many rows and columns hold a centre."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 8, "films")
+        at_least(self, "recipe", 1, "horizon", "cells")
+        if self.regularizer == Regularizer.vc_idm:
+            raise ValueError(
+                "recipe.regularizer=vc_idm is about actions, which recipe=jepa_video has not: "
+                "use vicreg"
+            )
+
+
+@dataclass
+class JEPAVideoMaskedRecipeConfig(JEPARecipeConfig):
+    """An encoder of clips that tells the latents of tubes it does not see."""
+
+    name: str = "jepa_video_masked"
+    "Which recipe: the stem of its file."
+    regularizer: Regularizer = Regularizer.ema
+    "none, ema, vicreg or sigreg: which of the weighted terms below there are."
+    blocks: list[int] = field(default_factory=lambda: [8, 2])
+    "Blocks of each of the masks that a clip is told under, one after the other."
+    scales: list[float] = field(default_factory=lambda: [0.15, 0.7])
+    "Share of a frame that one block of each mask covers."
+    aspect: list[float] = field(default_factory=lambda: [0.75, 1.5])
+    "[least, largest] height of a block over its width."
+    min_keep: int = 1
+    "Patches of a frame that the context has at least."
+    films: int = 1024
+    "Held-out films; probes are fitted to half of them."
+    directions_told: int = 8
+    "Directions of motion that a probe tells apart."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 1, "min_keep")
+        at_least(self, "recipe", 16, "films")
+        at_least(self, "recipe", 2, "directions_told")
+        if not self.blocks or len(self.blocks) != len(self.scales) or min(self.blocks) < 1:
+            raise ValueError(
+                f"recipe.blocks={self.blocks} and recipe.scales={self.scales} must be one number "
+                "each for every mask"
+            )
+        if min(self.scales) <= 0 or max(self.scales) > 1:
+            raise ValueError(f"recipe.scales={self.scales} must be above 0 and up to 1")
+        if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
+            raise ValueError(f"recipe.aspect={self.aspect} must be [least, largest], above 0")
+        if self.regularizer == Regularizer.vc_idm:
+            raise ValueError(
+                "recipe.regularizer=vc_idm is about actions, which recipe=jepa_video_masked has "
+                "not: use vicreg"
+            )

@@ -46,6 +46,7 @@ from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
 
 FRAMEWORK = "torch"
+BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 class JEPATraining:
@@ -79,7 +80,7 @@ class JEPATraining:
             )
         self.config, self.objective, self.data = config, config.recipe, data
         self.processes, self.units_per_step = processes, frames_per_step
-        self.model = build_on(device, build, self.initialise)
+        self.model = self.together(build_on(device, build, self.initialise))
         self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.trainer = TorchStep(
             self.model, [], config.optim, config.scale, processes, config.loop.steps
@@ -87,6 +88,18 @@ class JEPATraining:
         self.terms: dict[str, Tensor] = {}
         self.alarm: str | None = None
         self.found: dict[str, Any] = {}
+
+    def together(self, model: nn.Module) -> nn.Module:
+        """The model with batch statistics that are of all processes."""
+        if self.processes.world == 1 or not any(isinstance(m, BatchNorm) for m in model.modules()):
+            return model
+        if next(model.parameters()).device.type != "cuda":
+            raise UserError(
+                f"the model normalises over the batch, and {self.processes.world} processes "
+                "without GPUs cannot share its statistics: use one process, or "
+                "model.encoder.kind=conv with model.projector=[]"
+            )
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
     def initialise(self, model: nn.Module) -> None:
         device = next(model.parameters()).device
@@ -99,6 +112,7 @@ class JEPATraining:
         raise NotImplementedError
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
+        self.model.train()
         metrics = self.trainer.update(batch, self.loss)
         if self.objective.resolved_target == Target.ema:
             count, steps = self.trainer.count, self.config.loop.steps
@@ -112,11 +126,15 @@ class JEPATraining:
         latents, actions = self.latents(batch)
         constant = self.objective.resolved_target != Target.grad
         target = latents.target.detach() if constant else latents.target
-        terms = {"pred": (latents.predicted - target).float().square().mean()}
+        terms = {"pred": self.prediction_error(latents.predicted, target)}
         terms |= self.regularize(latents, actions)
         self.terms = {name: value.detach() for name, value in terms.items()}
         weights = {name: getattr(self.objective, f"{name}_weight") for name in terms}
         return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+
+    def prediction_error(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Mean square; a recipe whose paper has another distance overrides this."""
+        return (predicted - target).float().square().mean()
 
     def regularize(self, latents: Latents, actions: Tensor | None) -> dict[str, Tensor]:
         """The terms of recipe.regularizer, without their weights."""
@@ -146,6 +164,7 @@ class JEPATraining:
     @contextmanager
     def whole_model(self) -> Iterator[None]:
         """Inside, the model has its (averaged) weights in full, in every process."""
+        self.model.eval()
         with self.trainer.averaged_weights(), ExitStack() as stack:
             if self.trainer.sharded:
                 self.model.unshard()

@@ -1,0 +1,201 @@
+"""Latents of the next frames told from those of two: `recipe=jepa_video`.
+
+The video example of eb_jepa (2026, arXiv:2602.03604). One step, with films o_0..o_T-1:
+
+    z      = encoder(o)
+    zhat^k = predictor, all frames at once, k times over what it told before (passes)
+    loss   = pred_weight mean over k of (projector(zhat^k) - projector(z))^2
+             +  what keeps the projections from collapsing (jepa.py)
+
+Judged by a detector: a small network is fitted to latents of seen frames, to say which cells of a
+grid hold an object's centre, and then reads what was predicted. Its average precision, frame by
+frame, stands beside that of the last latent seen, which is what a predictor that knows nothing of
+motion would tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.worlds.jepa.config import JEPAVideoConfig
+from models.worlds.jepa.jepa_video import CONTEXT, JEPAVideo
+from models.worlds.jepa.targets import Latents
+from training.data.config_worlds import Movers, MovingConfig
+from training.data.moving import Films, MovingData
+from training.distributed import Processes
+from training.envs.moving import draw_discs, draw_sprites
+from training.errors import UserError
+from training.estimate import Estimate, state_memory, torch_activations, torch_flops
+from training.evaluation.detection import average_precision, detector, grid_of
+from training.evaluation.film_figures import detection_film
+from training.files import write_atomic
+from training.recipes.config import check_parts
+from training.recipes.config_worlds import JEPAVideoRecipeConfig, Target
+from training.recipes.jepa import FRAMEWORK as FRAMEWORK
+from training.recipes.jepa import JEPATraining
+from training.schema import TrainConfig
+from training.seeding import torch_generator
+from training.torch_step import Batch
+
+CHANNELS = 1
+CHUNK = 32  # films that are encoded at once
+SHOWN = 3  # films that are drawn
+
+
+class JEPAVideoTraining(JEPATraining):
+    """Trains encoder, predictor and projector together."""
+
+    model: JEPAVideo
+    data: MovingData
+
+    def __init__(
+        self, config: TrainConfig, data: MovingData, processes: Processes, device: torch.device
+    ) -> None:
+        assert isinstance(config.recipe, JEPAVideoRecipeConfig)
+        self.recipe, self.model_config = config.recipe, fill_shapes(config)
+        averaged = self.recipe.resolved_target == Target.ema
+        super().__init__(
+            config,
+            data,
+            processes,
+            device,
+            lambda: JEPAVideo(self.model_config, averaged),
+            data.config.batch_size * data.config.seq_len,
+        )
+        self.sprites = torch.from_numpy(data.sprites).to(device)
+        self.flops_per_step = estimate(config).flops_per_step
+
+    def see(self, positions: Tensor, sprite: Tensor, radius: Tensor) -> Tensor:
+        """[b, t, 1, s, s] frames in [0, 1]."""
+        size = self.data.config.image_size
+        if self.data.config.movers == Movers.digits:
+            return draw_sprites(positions, self.sprites[sprite], size)
+        return draw_discs(positions, radius, size)
+
+    def latents(self, batch: Batch) -> tuple[Latents, None]:
+        return self.model(self.see(batch["positions"], batch["sprite"], batch["radius"])), None
+
+    @torch.no_grad()
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """Diagnostics, errors of predictions, and what a detector makes of them."""
+        recipe = self.recipe
+        films = Films(
+            *(
+                torch.from_numpy(x).to(self.trainer.device)
+                for x in self.data.heldout(recipe.films, CONTEXT + recipe.horizon)
+            )
+        )
+        with self.whole_model():
+            parts = zip(*(part.split(CHUNK) for part in films), strict=True)
+            z = torch.cat([self.model.encode(self.see(*part)) for part in parts]).float()
+            ahead = torch.cat(
+                [self.model.rollout(part[:, :CONTEXT], recipe.horizon) for part in z.split(CHUNK)]
+            ).float()
+            shown = self.model.project(z[:CHUNK]).flatten(0, 1).float()
+        metrics = self.health(shown)
+        truth, last = z[:, CONTEXT:], z[:, CONTEXT - 1 : CONTEXT].expand_as(ahead)
+        worth = [
+            ((x - truth).square().mean(dim=(0, 2, 3, 4)) + 1e-12).tolist() for x in (ahead, last)
+        ]
+        relative = [a / b for a, b in zip(*worth, strict=True)]
+        metrics["eval/error/1"], metrics[f"eval/error/{recipe.horizon}"] = relative[0], relative[-1]
+        metrics |= self.detect(films, z, ahead, last)
+        self.found["series"]["error"] = relative
+        return metrics
+
+    def detect(self, films: Films, z: Tensor, ahead: Tensor, last: Tensor) -> dict[str, float]:
+        """Fit a detector to latents of one half of the films; judge it on the other half."""
+        recipe, half = self.recipe, len(z) // 2
+        size = self.data.config.image_size
+        cells = grid_of(films.positions, recipe.cells, size)  # [n, t, g, g]
+        generator = torch_generator(self.config.seed, "probe", device=z.device)
+        find = detector(z[:half].flatten(0, 1), cells[:half].flatten(0, 1), generator)
+        truth = cells[half:, CONTEXT:]
+        metrics = {
+            "eval/ap/seen": average_precision(find(z[half:, CONTEXT:].flatten(0, 1)), truth),
+            "eval/ap/chance": truth.float().mean().item(),
+        }
+        curves = {}
+        for name, told in (("", ahead), ("copy/", last)):
+            scores = find(told[half:].flatten(0, 1)).unflatten(0, truth.shape[:2])
+            curve = [average_precision(scores[:, h], truth[:, h]) for h in range(recipe.horizon)]
+            curves[name] = scores
+            self.found["series"][f"ap/{name.strip('/') or 'predicted'}"] = curve
+            metrics[f"eval/ap/{name}mean"] = float(np.mean(curve))
+            metrics |= {f"eval/ap/{name}{h}": curve[h - 1] for h in (1, 4, recipe.horizon)
+                        if h <= recipe.horizon}  # fmt: skip
+        few = slice(half, half + SHOWN)
+        self.film = (
+            self.see(*(part[few] for part in films))[:, :, 0],
+            curves[""][:SHOWN].sigmoid(),
+            curves["copy/"][:SHOWN].sigmoid(),
+        )
+        return metrics
+
+    @torch.no_grad()
+    def export(self, directory: Path) -> None:
+        """The model, and a strip of each film with what was told of it."""
+        super().export(directory)
+        if not self.processes.is_main:
+            return
+        seen, told, copied = (part.cpu().numpy() for part in self.film)
+        drawn = detection_film(seen, told, copied, CONTEXT)
+        write_atomic(directory / "figures" / "foretold.svg", drawn)
+
+
+def fill_shapes(config: TrainConfig) -> JEPAVideoConfig:
+    """The model's configuration with what the data decides."""
+    assert isinstance(config.model, JEPAVideoConfig)
+    return dataclasses.replace(config.model, channels=CHANNELS)
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    check_parts(config, JEPAVideoRecipeConfig, ("jepa_video",), (MovingConfig,), "moving")
+    assert isinstance(config.model, JEPAVideoConfig) and isinstance(config.data, MovingConfig)
+    assert isinstance(config.recipe, JEPAVideoRecipeConfig)
+    side = -(-config.data.image_size // config.model.stride)
+    if side % config.recipe.cells:
+        raise UserError(
+            f"recipe.cells={config.recipe.cells} must divide the {side} rows of a latent map "
+            f"(data.image_size={config.data.image_size}, model.stride={config.model.stride})"
+        )
+
+
+def build(config: TrainConfig, processes: Processes, device: torch.device) -> JEPAVideoTraining:
+    """The recipe of `config` with its data, its model initialised on `device`."""
+    check(config)
+    assert isinstance(config.data, MovingConfig)
+    data = MovingData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+    return JEPAVideoTraining(config, data, processes, device)
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Sizes of the run, from the meta device. No data is made."""
+    check(config)
+    assert isinstance(config.data, MovingConfig)
+    data = config.data
+    with torch.device("meta"):
+        model = JEPAVideo(fill_shapes(config), config.recipe.resolved_target == Target.ema)
+    rows = max(1, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    shape = rows, data.seq_len, CHANNELS, data.image_size, data.image_size
+    frames = torch.zeros(shape, device="meta")
+
+    def loss() -> Tensor:
+        latents = model(frames)
+        return (latents.predicted - latents.target).square().mean()
+
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = state_memory(parameters, 0, config.optim, config.scale)
+    return Estimate(
+        parameters,
+        torch_flops(loss) * (data.batch_size / rows),
+        data.batch_size * data.seq_len,
+        JEPAVideoTraining.unit,
+        {**memory, "activations": torch_activations(model, loss)},
+    )
