@@ -105,6 +105,29 @@ SMALL_FILM = [
     "optim.warmup_steps=0",
     "report=false",
 ]
+SMALL_COLOURED_ROOMS = [
+    "experiment=lewm/two_rooms_rgb",
+    "model.width=24",
+    "model.depth=1",
+    "model.dim=12",
+    "model.projector=24",
+    "model.predictor_dim=24",
+    "model.predictor_depth=1",
+    "model.predictor_heads=2",
+    "model.predictor_head_dim=8",
+    "model.predictor_mlp=32",
+    "recipe.planning.samples=20",
+    "recipe.planning.elites=4",
+    "recipe.planning.iterations=2",
+    "recipe.episodes=8",
+    "recipe.probe_walks=16",
+    "recipe.pairs=16",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "optim.warmup_steps=0",
+    "report=false",
+]
+"The coloured rooms, learned from in seconds."
 SMALL_BATCH = [
     "data.batch_size=16",
     "data.image_size=16",

@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers import (
     SMALL_BATCH,
+    SMALL_COLOURED_ROOMS,
     SMALL_FILM,
     SMALL_FILMS,
     SMALL_IMAGES,
@@ -93,6 +94,8 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         small = [*SMALL_IMAGES[paper], *SMALL_BATCH]
     elif paper == "jepa_video":
         small = [*SMALL_FILMS[variant], *SMALL_FILM]
+    elif paper == "lewm":
+        small = SMALL_COLOURED_ROOMS
     if small:
         return [
             *small, f"runs_dir={tmp_path / 'runs'}", "loop.steps=4", "loop.log_every=1",

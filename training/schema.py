@@ -14,7 +14,13 @@ from typing import Any
 
 from models.config import ModelConfig
 from models.language.config import TransformerConfig, TTTE2EConfig
-from models.worlds.jepa.config import IJEPAConfig, JEPAConfig, JEPAVideoConfig, LeJEPAConfig
+from models.worlds.jepa.config import (
+    IJEPAConfig,
+    JEPAConfig,
+    JEPAVideoConfig,
+    LeJEPAConfig,
+    LeWMConfig,
+)
 from training.data.config import (
     ConversationsConfig,
     DataConfig,
@@ -31,6 +37,7 @@ from training.data.config_worlds import (
     MovingConfig,
     SmallImagesConfig,
     TwoRoomsConfig,
+    TwoRoomsRGBConfig,
 )
 from training.fields import at_least, free, within
 from training.recipes.config import (
@@ -48,6 +55,7 @@ from training.recipes.config_worlds import (
     JEPAVideoMaskedRecipeConfig,
     JEPAVideoRecipeConfig,
     LeJEPARecipeConfig,
+    LeWMRecipeConfig,
 )
 
 
@@ -243,6 +251,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "ijepa": IJEPARecipeConfig,
         "jepa_video": JEPAVideoRecipeConfig,
         "jepa_video_masked": JEPAVideoMaskedRecipeConfig,
+        "lewm": LeWMRecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -251,6 +260,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "lejepa": LeJEPAConfig,
         "ijepa": IJEPAConfig,
         "jepa_video": JEPAVideoConfig,
+        "lewm": LeWMConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {
@@ -266,6 +276,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "small_images": SmallImagesConfig,
         "hub_images": HubImagesConfig,
         "moving": MovingConfig,
+        "two_rooms_rgb": TwoRoomsRGBConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
     "data/images": {"small_images": SmallImagesConfig, "hub_images": HubImagesConfig},

@@ -10,7 +10,7 @@ from training.files import write_atomic
 
 RUNS = {
     "SIGReg": "sigreg",
-    "its weight x 5": "heavy",
+    "its weight x 2": "heavy",
     "its weight / 5": "light",
     "VICReg": "vicreg",
     "averaged teacher": "ema",

@@ -14,5 +14,7 @@
 Nothing here runs without a GPU except the checks: a CPU's time is not a kernel's.
 """
 
-SUITES = ("attention", "decode", "cascade", "append", "compaction", "loss", "fast_weights")
+SUITES = (
+    "attention", "decode", "cascade", "append", "compaction", "loss", "fast_weights", "sigreg",
+)  # fmt: skip
 "Each a module of `suites`, in the order in which they are run."

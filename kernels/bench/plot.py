@@ -24,6 +24,7 @@ COLOURS = {
     "compaction": "#E69F00",
     "loss": "#56B4E9",
     "fast_weights": "#F0E442",
+    "sigreg": "#000000",
 }
 "By suite: Okabe and Ito's palette, which colour-blind readers can tell apart."
 

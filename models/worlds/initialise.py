@@ -22,6 +22,9 @@ def init_uniform(module: nn.Module, generator: torch.Generator | None = None) ->
             continue
         if isinstance(part, nn.Linear | nn.Conv2d):
             bound = part.weight[0].numel() ** -0.5
+        elif isinstance(part, nn.Embedding):
+            part.weight.normal_(0.0, 0.02, generator=generator)
+            continue
         elif isinstance(part, nn.GRUCell):
             bound = part.hidden_size**-0.5
         elif isinstance(part, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d):

@@ -91,7 +91,12 @@ def test_a_collapse_can_end_the_run(tmp_path: Path) -> None:
 
 
 def test_probes_and_plans_send_nothing_back() -> None:
-    made = recipe("recipe.policies=[model]", "recipe.episodes=2", "recipe.episode_steps=4")
+    made = recipe(
+        "recipe.policies=[model]",
+        "recipe.episodes=2",
+        "recipe.episode_steps=4",
+        "recipe.planning.horizon=4",
+    )
     before = [p.clone() for p in made.model.parameters()]
     made.evaluate(final=True)
     assert all(p.grad is None for p in made.model.parameters())
@@ -99,7 +104,12 @@ def test_probes_and_plans_send_nothing_back() -> None:
 
 
 def test_a_run_leaves_pictures_of_what_it_imagines(tmp_path: Path) -> None:
-    made = recipe("recipe.policies=[model]", "recipe.episodes=3", "recipe.episode_steps=4")
+    made = recipe(
+        "recipe.policies=[model]",
+        "recipe.episodes=3",
+        "recipe.episode_steps=4",
+        "recipe.planning.horizon=4",
+    )
     made.evaluate(final=True)
     (tmp_path / "figures").mkdir()  # as a run directory has it
     made.export(tmp_path)

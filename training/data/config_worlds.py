@@ -261,3 +261,34 @@ class MovingConfig(DataConfig):
             f"room for data.objects={self.objects} balls in a frame of {size}",
             "lower either",
         )
+
+
+@dataclass
+class TwoRoomsRGBConfig(DataConfig):
+    """Walks through two rooms in colour, cut into windows."""
+
+    name: str = "two_rooms_rgb"
+    "Which data: the stem of its file."
+    image_size: int = 224
+    "Height and width of a frame, in pixels."
+    walk: int = 93
+    "States of a walk, of which windows are cut."
+    skip: int = 5
+    "Steps, and actions, from one state of a window to the next."
+    seq_len: int = 4
+    "States of a window, T; it has T - 1 blocks of actions."
+    batch_size: int = 128
+    "Windows per optimiser step, over all processes."
+
+    def __post_init__(self) -> None:
+        require(self.image_size >= 16, "image_size", self.image_size, "at least 16", "try 64")
+        require(self.skip >= 1, "skip", self.skip, "at least 1", "try 5")
+        require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2", "try 128")
+        most = (self.walk - 1) // self.skip + 1
+        require(
+            2 <= self.seq_len < most,
+            "seq_len",
+            self.seq_len,
+            f"2 to {most - 1} states, data.skip={self.skip} apart, of data.walk={self.walk}",
+            "lower it",
+        )

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from training.envs import two_rooms_rgb
 from training.envs.two_rooms import HALF_DOOR, HALF_WALL, HIGH, LOW, Rooms, render
 from training.evaluation.plots import COLOURS, FAINT, INK, styled, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Patch
 
 ROW = 3  # rooms side by side
 
@@ -49,6 +51,45 @@ def paths_chart(series: Mapping[str, Sequence[float]], keys: Mapping[str, str]) 
         spare.set_axis_off()
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return svg(figure)
+
+
+@styled
+def rgb_paths_chart(series: Mapping[str, Sequence[float]]) -> str:
+    """SVG: the coloured rooms once per episode, in them the ways of plans and of random actions.
+
+    Args:
+        series: `paths/goals` [n, 2], `paths/model` and `paths/random` [n, t, 2], flat.
+    """
+    from matplotlib.figure import Figure
+
+    goals = np.array(series["paths/goals"]).reshape(-1, 2)
+    side = int(two_rooms_rgb.CANVAS)
+    empty = two_rooms_rgb.render(torch.full((2,), -1e3), side).permute(1, 2, 0).numpy()
+    rows = -(-len(goals) // ROW)
+    figure = Figure(figsize=(4.8, 1.7 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, ROW, squeeze=False)
+    ways = {"plans": ("paths/model", COLOURS[0]), "random actions": ("paths/random", COLOURS[4])}
+    for i, (here, goal) in enumerate(zip(axes.flat, goals, strict=False)):
+        here.imshow(empty, extent=(0, side, side, 0))
+        here.add_patch(near(goal))
+        for name, (key, colour) in ways.items():
+            if key in series:
+                path = np.array(series[key]).reshape(len(goals), -1, 2)[i]
+                label = name if i == 0 else None
+                here.plot(*path.T, color=colour, linewidth=1.1, label=label, zorder=2)
+                here.plot(*path[0], "o", color=INK, markersize=3.5, zorder=3)
+        here.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[])
+    for spare in axes.flat[len(goals) :]:
+        spare.set_axis_off()
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return svg(figure)
+
+
+def near(goal: Float[np.ndarray, " 2"]) -> Patch:
+    """The circle in which a goal is reached."""
+    from matplotlib.patches import Circle
+
+    return Circle(tuple(goal), two_rooms_rgb.NEAR, color=COLOURS[2], alpha=0.6, linewidth=0)
 
 
 def draw_room(axes: Axes, wall: float, door: float) -> None:

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from models.worlds.jepa.targets import Latents
 from training.envs.two_rooms import DOT_WIDTH, Rooms, blocks, is_solid
 from training.evaluation.statistics import wilson_interval
 
@@ -132,11 +133,21 @@ def straight_walks(
     return through, stopped, actions
 
 
-def judge(model: Predictor, films: dict[str, tuple[Film, Film]]) -> dict[str, dict[str, Any]]:
+def told_along(model: Callable[..., Latents], film: Film) -> Float[Tensor, "n t-1"]:
+    """The same for a model that tells each next latent from all before it."""
+    found = model(film.frames, film.actions)
+    return (found.predicted - found.target).square().mean(-1)
+
+
+def judge(
+    model: Any,
+    films: dict[str, tuple[Film, Film]],
+    surprise: Callable[[Any, Film], Tensor] = surprises,
+) -> dict[str, dict[str, Any]]:
     """Event -> share of pairs that the model is right about, with Wilson's interval."""
     found = {}
     for event, (possible, impossible) in films.items():
-        plain, odd = (surprises(model, film).amax(dim=1) for film in (possible, impossible))
+        plain, odd = (surprise(model, film).amax(dim=1) for film in (possible, impossible))
         right = (odd > plain).float() + 0.5 * (odd == plain).float()
         count = len(right)
         low, high = wilson_interval(round(right.sum().item()), count)

@@ -104,8 +104,8 @@ class PlanningConfig:
     "Rounds of sampling, or steps of gradient descent."
     std: float = 1.2
     "Of the first samples."
-    max_norm: float = 1.8
-    "Longest action."
+    max_norm: float | None = 1.8
+    "Longest action; null for any."
     holds: list[int] = field(default_factory=lambda: [1, 5, 15])
     "Steps for which a sample's noise stays the same; the samples take them in turn."
     fresh: float = 0.3
@@ -124,8 +124,9 @@ class PlanningConfig:
         at_least(self, "recipe.planning", 1, *keys)
         within(self, "recipe.planning", 0.0, 1.0, "fresh")
         for key in ("std", "max_norm", "temperature", "lr"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"recipe.planning.{key}={getattr(self, key)} must be > 0")
+            value = getattr(self, key)
+            if not (value is None or value > 0):
+                raise ValueError(f"recipe.planning.{key}={value} must be > 0")
         if self.elites > self.samples:
             raise ValueError(
                 f"recipe.planning.elites={self.elites} must not be more than "
@@ -174,6 +175,15 @@ class JEPAPlanningConfig(JEPARecipeConfig):
         super().__post_init__()
         at_least(self, "recipe", 1, "episodes", "episode_steps")
         at_least(self, "recipe", 8, "probe_walks", "pairs")
+        if self.planning.max_norm is None:
+            raise ValueError(
+                "recipe.planning.max_norm=null: a step of the two rooms is bounded, try 1.8"
+            )
+        if self.planning.horizon > self.episode_steps:
+            raise ValueError(
+                f"recipe.planning.horizon={self.planning.horizon} reaches beyond "
+                f"recipe.episode_steps={self.episode_steps}: lower it"
+            )
         for key, known in (("policies", POLICIES), ("contacts", ("block", "bounce"))):
             if unknown := [name for name in getattr(self, key) if name not in known]:
                 raise ValueError(f"recipe.{key}={unknown} are unknown: use {', '.join(known)}")
@@ -299,4 +309,51 @@ class JEPAVideoMaskedRecipeConfig(JEPARecipeConfig):
             raise ValueError(
                 "recipe.regularizer=vc_idm is about actions, which recipe=jepa_video_masked has "
                 "not: use vicreg"
+            )
+
+
+RGB_POLICIES = ("model", "random", "zero", "true_dynamics", "oracle")
+"Who acts in an evaluation of the coloured rooms."
+
+
+@dataclass
+class LeWMRecipeConfig(JEPARecipeConfig):
+    """A world model of the coloured rooms, judged by its plans."""
+
+    name: str = "lewm"
+    "Which recipe: the stem of its file."
+    regularizer: Regularizer = Regularizer.sigreg
+    "none, ema, vicreg or sigreg: which of the weighted terms below there are."
+    planning: PlanningConfig = field(
+        default_factory=lambda: PlanningConfig(
+            horizon=5, replan=5, samples=300, elites=30, iterations=10, std=1.0, max_norm=None,
+            holds=[1], fresh=0.0, best=False, cost=PlanCost.last,
+        )
+    )  # fmt: skip
+    "How plans are made, in blocks of data.skip actions."
+    policies: list[str] = field(default_factory=lambda: list(RGB_POLICIES))
+    "Who acts in the final evaluation."
+    episodes: int = 100
+    "Episodes of the final evaluation."
+    episode_steps: int = 50
+    "Steps of an episode; it counts if the dot was near the goal at any of them."
+    goal_steps: int = 25
+    "Steps after which the walk that an episode is taken from was at its goal."
+    probe_walks: int = 256
+    "Held-out walks; places are read off latents by probes fitted to half of them."
+    pairs: int = 400
+    "Pairs of a possible and an impossible film, of each kind."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 1, "episodes", "episode_steps", "goal_steps")
+        at_least(self, "recipe", 8, "probe_walks", "pairs")
+        if unknown := [name for name in self.policies if name not in RGB_POLICIES]:
+            raise ValueError(
+                f"recipe.policies={unknown} are unknown: use {', '.join(RGB_POLICIES)}"
+            )
+        if self.regularizer == Regularizer.vc_idm:
+            raise ValueError(
+                "recipe.regularizer=vc_idm needs a network that tells actions, which model=lewm "
+                "has not: use vicreg"
             )

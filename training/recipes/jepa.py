@@ -42,7 +42,7 @@ from training.exchange import write_model
 from training.protocols import Data
 from training.recipes.config_worlds import JEPARecipeConfig, Regularizer, Target
 from training.schema import Optimiser, TrainConfig
-from training.seeding import torch_generator
+from training.seeding import stream_seed, torch_generator
 from training.torch_step import Batch, TorchStep, build_on
 
 FRAMEWORK = "torch"
@@ -113,6 +113,8 @@ class JEPATraining:
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
         self.model.train()
+        seed, count = self.config.seed, self.trainer.count
+        torch.manual_seed(stream_seed(seed, "dropout", count, self.processes.rank))
         metrics = self.trainer.update(batch, self.loss)
         if self.objective.resolved_target == Target.ema:
             count, steps = self.trainer.count, self.config.loop.steps

@@ -196,3 +196,52 @@ class JEPAVideoConfig(ModelConfig):
         at_least("model", self, "encoder_width", "dim", "stride", "predictor_width", "passes")
         if any(width < 1 for width in self.projector):
             raise ValueError(f"model.projector={self.projector} must be at least 1")
+
+
+@dataclass
+class LeWMConfig(ModelConfig):
+    """A vision transformer, and a causal one that is conditioned on actions."""
+
+    name: str = "lewm"
+    "Which model: the stem of its file."
+    patch: int = 14
+    "Height and width of a patch."
+    width: int = 192
+    "Width of the encoder."
+    depth: int = 12
+    "Blocks of the encoder."
+    heads: int = 3
+    "Heads of the encoder; they divide width."
+    dim: int = 192
+    "Width D of a latent."
+    projector: int = 2048
+    "Width of the layer, with BatchNorm, before a latent, and before a predicted one."
+    predictor_dim: int = 192
+    "Width of the predictor."
+    predictor_depth: int = 6
+    "Blocks of the predictor."
+    predictor_heads: int = 16
+    "Heads of the predictor."
+    predictor_head_dim: int = 64
+    "Width of one of them."
+    predictor_mlp: int = 2048
+    "Width of the predictor's MLP."
+    dropout: float = 0.1
+    "Of the predictor."
+    history: int = 3
+    "States that it looks back at."
+    channels: int | None = None
+    "Channels of a frame; null takes the data's."
+    image_size: int | None = None
+    "Height and width of a frame; null takes the data's."
+    action_dim: int | None = None
+    "Components of a block of actions; null takes the data's."
+
+    def __post_init__(self) -> None:
+        at_least("model", self, "patch", "width", "depth", "heads", "dim", "projector", "history")
+        at_least("model", self, "predictor_dim", "predictor_depth", "predictor_heads")
+        at_least("model", self, "predictor_head_dim", "predictor_mlp")
+        if self.width % self.heads:
+            raise ValueError(f"model.heads={self.heads} must divide model.width={self.width}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout={self.dropout} must be in [0, 1)")

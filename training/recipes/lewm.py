@@ -1,0 +1,252 @@
+"""A world model from pixels with two losses, judged by its plans: `recipe=lewm`.
+
+LeWorldModel (2026, arXiv:2603.19312). One step, with T states that are data.skip steps apart and
+the blocks of actions between them:
+
+    z      = projector(ViT(o))                               [b, T, d]
+    zhat   = predictor(z_<=t, a_<=t)                         all t at once, from the true latents
+    loss   = pred_weight mean (zhat_t+1 - z_t+1)^2  +  sigreg_weight mean over t of SIGReg(z_t)
+
+Gradients flow through the targets. `recipe.regularizer=none` leaves out SIGReg, and collapses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.worlds.jepa.config import LeWMConfig
+from models.worlds.jepa.lewm import LeWM
+from models.worlds.jepa.regularizers import straightness
+from models.worlds.jepa.targets import Latents
+from training.data.config_worlds import TwoRoomsRGBConfig
+from training.data.two_rooms_rgb import TwoRoomsRGBData
+from training.distributed import Processes
+from training.envs.two_rooms_rgb import NEAR, render
+from training.errors import UserError
+from training.estimate import Estimate, state_memory, torch_activations, torch_flops
+from training.evaluation import rooms_rgb
+from training.evaluation.probes import distance_rms, linear_probe, mlp_probe, r_squared
+from training.evaluation.room_figures import rgb_paths_chart
+from training.evaluation.surprise import judge, told_along
+from training.files import write_atomic
+from training.recipes.config import check_parts
+from training.recipes.config_worlds import LeWMRecipeConfig, Target
+from training.recipes.jepa import FRAMEWORK as FRAMEWORK
+from training.recipes.jepa import JEPATraining
+from training.schema import TrainConfig
+from training.seeding import numpy_rng, torch_generator
+from training.torch_step import Batch
+
+CHANNELS = 3
+MEAN, STD = 0.5, 0.5  # of pixels, for normalisation
+AHEAD = (1, 3, 5)  # blocks ahead at which places are read off predictions
+CHUNK = 32  # walks that are encoded at once
+SHOWN = 6  # episodes that are drawn
+
+
+class LeWMTraining(JEPATraining):
+    """Trains encoder and predictor together; plans with them at the end."""
+
+    model: LeWM
+    data: TwoRoomsRGBData
+
+    def __init__(
+        self, config: TrainConfig, data: TwoRoomsRGBData, processes: Processes, device: torch.device
+    ) -> None:
+        assert isinstance(config.recipe, LeWMRecipeConfig)
+        self.recipe, self.model_config = config.recipe, fill_shapes(config)
+        averaged = self.recipe.resolved_target == Target.ema
+        super().__init__(
+            config,
+            data,
+            processes,
+            device,
+            lambda: LeWM(self.model_config, averaged),
+            data.config.batch_size * data.config.seq_len,
+        )
+        self.flops_per_step = estimate(config).flops_per_step
+
+    def see(self, positions: Tensor) -> Tensor:
+        """[b, t, 3, s, s] frames, normalised."""
+        return (render(positions, self.data.config.image_size) - MEAN) / STD
+
+    def latents(self, batch: Batch) -> tuple[Latents, Tensor]:
+        return self.model(self.see(batch["positions"]), batch["actions"]), batch["actions"]
+
+    @torch.no_grad()
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """Diagnostics and probes; surprise and plans too, if `final`."""
+        with self.whole_model():
+            metrics = self.look(final)
+            if final:
+                metrics |= self.surprise() | self.plan()
+        return metrics
+
+    def look(self, final: bool) -> dict[str, float]:
+        """What the latents of held-out walks hold, and what predictions are worth."""
+        skip, device = self.data.config.skip, self.trainer.device
+        walks = self.data.heldout(self.recipe.probe_walks)
+        states = (walks.actions.shape[1] // skip) * skip
+        positions = torch.from_numpy(walks.positions[:, : states + 1 : skip]).to(device)
+        blocks = torch.from_numpy(self.data.blocks(walks.actions[:, :states])).to(device)
+        z = torch.cat([self.model.encode(self.see(p)).float() for p in positions.split(CHUNK)])
+        ahead = self.model.rollout(z[:, 0], blocks[:, : max(AHEAD)]).float()
+        near = slice(0, self.data.config.seq_len - 1)
+        error, wrong = (
+            (x - z[:, 1 : 1 + max(AHEAD)])[:, near].square().mean().item()
+            for x in (ahead, self.model.rollout(z[:, 0], blocks[:, : max(AHEAD)].roll(1, 0)))
+        )
+        metrics = self.health(
+            z.flatten(0, 1),
+            action_use=wrong / max(error, 1e-12),
+            straightness=straightness(z).item(),
+        )
+        half = len(z) // 2  # probes are fitted to the walks of one half
+        seen, place = z[:half].flatten(0, 1), positions[:half].flatten(0, 1)
+        probes = {"linear": linear_probe(seen, place)}
+        if final:
+            generator = torch_generator(self.config.seed, "probe", device=device)
+            probes["mlp"] = mlp_probe(seen, place, generator)
+        truth = positions[half:]
+        for name, probe in probes.items():
+            told, later = probe(z[half:]), probe(ahead[half:])
+            metrics[f"eval/probe/{name}/px"] = distance_rms(told, truth)
+            metrics[f"eval/probe/{name}/r2"] = r_squared(told.flatten(0, 1), truth.flatten(0, 1))
+            for step in AHEAD:
+                metrics[f"eval/probe/{name}/px_after_{step}"] = distance_rms(
+                    later[:, step - 1], truth[:, step]
+                )
+        return metrics
+
+    def surprise(self) -> dict[str, float]:
+        """Violation of expectation on held-out windows."""
+        device = self.trainer.device
+        walks = self.data.heldout(self.recipe.pairs)
+        rng = numpy_rng(self.config.seed, "eval/surprise")
+        reach = self.data.config.skip * (self.data.config.seq_len - 1)
+        first = rng.integers(walks.actions.shape[1] - reach, size=self.recipe.pairs)
+        windows = self.data.windows(walks, first)
+        positions, actions = (torch.from_numpy(x).to(device) for x in windows)
+        generator = torch_generator(self.config.seed, "eval/surprise", device=device)
+        films = rooms_rgb.violations(self.see, positions, actions, generator)
+        self.found["surprise"] = judge(self.model, films, told_along)
+        return {
+            f"eval/surprise/{event}": found["accuracy"]
+            for event, found in self.found["surprise"].items()
+        }
+
+    def plan(self) -> dict[str, float]:
+        """Episodes of every policy."""
+        recipe, seed = self.recipe, self.config.seed
+        rng = numpy_rng(seed, "eval/episodes")
+        drawn = rooms_rgb.draw_episodes(self.data, rng, recipe.episodes, recipe.goal_steps)
+        episodes = rooms_rgb.Episodes(
+            *(x.to(self.trainer.device) for x in (drawn.start, drawn.goal))
+        )
+        rates, paths = {}, {}
+        for name in recipe.policies:
+            generator = torch_generator(seed, f"eval/plan/{name}", device=self.trainer.device)
+            policies = rooms_rgb.Policies(
+                episodes, self.model, self.see, recipe, self.data, generator
+            )
+            act = getattr(policies, name)()
+            paths[name] = rooms_rgb.play(act, episodes, recipe.episode_steps, self.data.config.skip)
+            rates[name] = rooms_rgb.judge(paths[name], episodes.goal)
+        self.found["planning"] = rates
+        self.found["series"] |= {
+            "paths/goals": episodes.goal[:SHOWN].flatten().tolist(),
+            **{
+                f"paths/{name}": paths[name][:SHOWN].flatten().tolist()
+                for name in ("model", "random")
+                if name in paths
+            },
+        }
+        begun = (episodes.start - episodes.goal).norm(dim=-1) < NEAR
+        return {
+            "eval/at_start": begun.float().mean().item(),
+            **{f"eval/{name}": found["ever"] for name, found in rates.items()},
+        }
+
+    @torch.no_grad()
+    def export(self, directory: Path) -> None:
+        """The model, and its plans drawn in the rooms."""
+        super().export(directory)
+        series = self.found.get("series", {})
+        if self.processes.is_main and "paths/model" in series:
+            write_atomic(directory / "figures" / "plans.svg", rgb_paths_chart(series))
+
+
+def fill_shapes(config: TrainConfig) -> LeWMConfig:
+    """The model's configuration with what the data decides."""
+    assert isinstance(config.model, LeWMConfig) and isinstance(config.data, TwoRoomsRGBConfig)
+    return dataclasses.replace(
+        config.model,
+        channels=CHANNELS,
+        image_size=config.data.image_size,
+        action_dim=2 * config.data.skip,
+    )
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    check_parts(config, LeWMRecipeConfig, ("lewm",), (TwoRoomsRGBConfig,), "two_rooms_rgb")
+    recipe, model, data = config.recipe, config.model, config.data
+    assert isinstance(recipe, LeWMRecipeConfig) and isinstance(model, LeWMConfig)
+    assert isinstance(data, TwoRoomsRGBConfig)
+    if data.image_size % model.patch:
+        raise UserError(f"model.patch={model.patch} must divide data.image_size={data.image_size}")
+    if data.seq_len - 1 > model.history:
+        raise UserError(
+            f"data.seq_len={data.seq_len}: its {data.seq_len - 1} states are more than the "
+            f"predictor looks back at; raise model.history={model.history}"
+        )
+    budget = -(-recipe.episode_steps // data.skip)
+    if recipe.planning.horizon > budget:
+        raise UserError(
+            f"recipe.planning.horizon={recipe.planning.horizon} blocks of data.skip={data.skip} "
+            f"steps reach beyond recipe.episode_steps={recipe.episode_steps}: lower it to {budget}"
+        )
+    if recipe.goal_steps >= data.walk:
+        raise UserError(
+            f"recipe.goal_steps={recipe.goal_steps} must be fewer than data.walk={data.walk} states"
+        )
+
+
+def build(config: TrainConfig, processes: Processes, device: torch.device) -> LeWMTraining:
+    """The recipe of `config` with its data, its model initialised on `device`."""
+    check(config)
+    assert isinstance(config.data, TwoRoomsRGBConfig)
+    make = partial(TwoRoomsRGBData, rank=processes.rank, world=processes.world)
+    return LeWMTraining(config, make(config.data, seed=config.seed), processes, device)
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Sizes of the run, from the meta device. No data is made."""
+    check(config)
+    model_config, data = fill_shapes(config), config.data
+    assert isinstance(data, TwoRoomsRGBConfig) and model_config.action_dim is not None
+    with torch.device("meta"):
+        model = LeWM(model_config, config.recipe.resolved_target == Target.ema)
+    rows = max(2, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    size = data.image_size
+    frames = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")
+    actions = torch.zeros(rows, data.seq_len - 1, model_config.action_dim, device="meta")
+
+    def loss() -> Tensor:
+        latents = model(frames, actions)
+        return (latents.predicted - latents.target).square().mean()
+
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = state_memory(parameters, 0, config.optim, config.scale)
+    return Estimate(
+        parameters,
+        torch_flops(loss) * (data.batch_size / rows),
+        data.batch_size * data.seq_len,
+        LeWMTraining.unit,
+        {**memory, "activations": torch_activations(model, loss)},
+    )
