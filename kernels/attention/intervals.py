@@ -33,6 +33,13 @@ def from_positions(
     return torch.stack([first, last])[None]
 
 
+def from_blocks(t: int, s: int, block: int, device: torch.device) -> Int32[Tensor, "1 2 t"]:
+    """Intervals of the last t of s positions, each to the end of its block of `block` positions."""
+    position = torch.arange(s - t, s, device=device, dtype=torch.int32)
+    last = ((position.div(block, rounding_mode="floor") + 1) * block).clamp(0, s)
+    return torch.stack([torch.zeros_like(last), last])[None]
+
+
 def from_segments(
     segments: Int[Tensor, "b s"], t: int, before: int, after: int
 ) -> Int32[Tensor, "b 2 t"]:

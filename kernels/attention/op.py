@@ -48,6 +48,7 @@ def attention(
     *,
     causal: bool = True,
     window: int | None = None,
+    block: int | None = None,
     segments: Int[Tensor, "b s"] | None = None,
     cu_seqlens_q: Int[Tensor, " n1"] | None = None,
     cu_seqlens_k: Int[Tensor, " n1"] | None = None,
@@ -66,6 +67,8 @@ def attention(
         k, v: keys and values; kv divides h, and query head i reads head i // (h / kv).
         causal: a query sees no position after its own.
         window: tokens a query sees, itself included, counting back; needs `causal`. None: all.
+        block: causal by blocks of so many of the s positions, as by frames of a film: a query sees
+            all of its own block, and of those before. Excludes window, segments and packing.
         segments: an id for each of the s positions; a document is a run of equal ids, and a query
             sees only its own.
         cu_seqlens_q, cu_seqlens_k: packed sequences of different lengths, b = 1: where each begins
@@ -88,6 +91,7 @@ def attention(
     q, k, v, prefix_kv = _autocast(q, k, v, prefix_kv)
     _check(q, k, v, causal, window, segments, cu_seqlens_q, cu_seqlens_k)
     _check_extras(q, k, window, prefix_kv, sinks, softcap, scale)
+    _check_block(block, causal, window, segments, cu_seqlens_q)
     plain = softcap is None and sinks is None and not return_lse
     chosen = resolve(
         "attention",
@@ -105,7 +109,9 @@ def attention(
     scale = d**-0.5 if scale is None else float(scale)
     before, after = masks.reach(causal, None if window is None or window >= s else window)
     table = None
-    if segments is not None:
+    if block is not None:
+        table = masks.from_blocks(t, s, block, q.device)
+    elif segments is not None:
         table = masks.from_segments(segments, t, before, after)
     elif cu_seqlens_q is not None and cu_seqlens_k is not None:
         table = masks.from_lengths(cu_seqlens_q, cu_seqlens_k, t, before, after)
@@ -303,6 +309,15 @@ def _check(q, k, v, causal, window, segments, cu_seqlens_q, cu_seqlens_k) -> Non
             )
         if len(cu_seqlens_q) < 2:
             raise ValueError("cu_seqlens_* need at least two values: a begin and an end")
+
+
+def _check_block(block, causal, window, segments, cu_seqlens_q) -> None:
+    if block is None:
+        return
+    if block < 1 or not causal:
+        raise ValueError(f"block={block}, causal={causal}: a block is >= 1 and needs causal=True")
+    if window is not None or segments is not None or cu_seqlens_q is not None:
+        raise ValueError(f"block={block} with window, segments or cu_seqlens_*: give one of them")
 
 
 def _check_extras(q, k, window, prefix_kv, sinks, softcap, scale) -> None:

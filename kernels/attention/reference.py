@@ -26,6 +26,7 @@ def attention(
     *,
     causal: bool = True,
     window: int | None = None,
+    block: int | None = None,
     segments: Int[Tensor, "b s"] | None = None,
     cu_seqlens_q: Int[Tensor, " n1"] | None = None,
     cu_seqlens_k: Int[Tensor, " n1"] | None = None,
@@ -43,7 +44,9 @@ def attention(
     dtype = torch.promote_types(q.dtype, torch.float32)
     seen = torch.stack(
         [
-            _visible(t, s, causal, window, segments, cu_seqlens_q, cu_seqlens_k, row, q.device)
+            _visible(
+                t, s, causal, window, block, segments, cu_seqlens_q, cu_seqlens_k, row, q.device
+            )
             for row in range(b)
         ]
     )  # [b, t, s]
@@ -75,7 +78,7 @@ def attention(
 
 
 def _visible(
-    t, s, causal, window, segments, cu_seqlens_q, cu_seqlens_k, row, device
+    t, s, causal, window, block, segments, cu_seqlens_q, cu_seqlens_k, row, device
 ) -> Bool[Tensor, "t s"]:
     """Which key each query of one batch row sees, one pair at a time where sequences are packed."""
     query, key = torch.arange(t, device=device)[:, None], torch.arange(s, device=device)[None]
@@ -89,7 +92,9 @@ def _visible(
         ):
             seen[begin_q:end_q, begin_k:end_k] = True
             position[begin_q:end_q] = query[begin_q:end_q] - end_q + end_k
-    if causal:
+    if block is not None:
+        seen = seen & (key // block <= position // block)
+    elif causal:
         seen = seen & (key <= position)
     if window is not None:
         seen = seen & (key > position - window)

@@ -60,6 +60,8 @@ def draw(size: str, seed: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], d
         options["scale"] = 0.3
     if rng.random() < 0.2:  # large logits
         inputs["q"] *= 10
+    if options["causal"] and set(options) <= {"causal", "softcap", "scale"} and rng.random() < 0.5:
+        options["block"] = rng.choice([1, 3, 16, rng.randint(1, s + 3)])
     return inputs, options
 
 

@@ -110,6 +110,22 @@ def test_the_definition_equals_a_loop_over_queries():
         torch.testing.assert_close(lse[n, head, i], scores.logsumexp(0))
 
 
+@pytest.mark.parametrize("impl", ["torch", "sdpa", "flex"])
+def test_blocks_see_themselves_and_what_is_before_them(impl):
+    g = torch.Generator().manual_seed(5)
+    t, s, block = 10, 13, 4
+    q = torch.randn(2, t, 4, 16, generator=g)
+    k, v = torch.randn(2, 2, s, 2, 16, generator=g)
+    out = attention(q, k, v, block=block, impl=impl)
+    for i in range(t):
+        end = min(s, ((s - t + i) // block + 1) * block)
+        row = attention(q[:, i : i + 1], k[:, :end], v[:, :end], causal=False, impl="torch")
+        torch.testing.assert_close(out[:, i : i + 1], row)
+    torch.testing.assert_close(out, reference.attention(q, k, v, block=block)[0])
+    ones = attention(q, k, v, block=1, impl=impl)
+    torch.testing.assert_close(ones, attention(q, k, v, impl=impl))
+
+
 def test_packed_sequences_are_those_sequences_alone():
     g = torch.Generator().manual_seed(4)
     lengths = [(3, 5), (0, 4), (4, 4), (6, 2), (2, 0)]  # queries, keys; some see nothing
@@ -162,7 +178,9 @@ def test_intervals_are_monotone_and_their_transpose_is_who_sees_whom(seed):
     rng = random.Random(seed)
     t, s = rng.randint(1, 30), rng.randint(30, 40)
     before, after = masks.reach(rng.random() < 0.5, None)
-    if rng.random() < 0.5:
+    if seed == 0:
+        table = masks.from_blocks(t, s, rng.randint(1, 9), torch.device("cpu"))
+    elif rng.random() < 0.5:
         segments = torch.randint(0, 3, (2, s), generator=torch.Generator().manual_seed(seed))
         table = masks.from_segments(segments, t, before, after)
     else:
@@ -269,6 +287,9 @@ def test_strides_that_tma_cannot_read_are_refused_on_chips_that_use_it():
         ((q4, k2, k2), {"window": 0}, "a window is >= 1"),
         ((q4, k2, k2), {"window": -3}, "window=-3"),
         ((q4, k2, k2), {"window": 2, "causal": False}, "needs causal=True"),
+        ((q4, k2, k2), {"block": 0}, "a block is >= 1"),
+        ((q4, k2, k2), {"block": 2, "causal": False}, "needs causal=True"),
+        ((q4, k2, k2), {"block": 2, "window": 2}, "give one of them"),
         ((q4, k2, k2), {"segments": torch.zeros(1, 3)}, r"\[b, s\] = \[1, 5\], got \[1, 3\]"),
         ((k2.expand(1, 5, 2, 16), q4[:, :, :2], q4[:, :, :2]),
          {"segments": torch.zeros(1, 3)}, "segments need t <= s"),
