@@ -128,6 +128,37 @@ SMALL_COLOURED_ROOMS = [
     "report=false",
 ]
 "The coloured rooms, learned from in seconds."
+SMALL_ROOM_CLIPS = [
+    "experiment=vjepa2_ac/encoder",
+    "model.patch=[1,8,8]",
+    "model.dim=24",
+    "model.depth=1",
+    "model.predictor_dim=12",
+    "model.predictor_depth=1",
+    "recipe.films=64",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "optim.warmup_steps=0",
+    "report=false",
+]
+"Clips of the coloured rooms."
+SMALL_FROZEN = [
+    "experiment=vjepa2_ac/two_rooms_rgb",
+    "recipe.weights=null",
+    "model.predictor_dim=24",
+    "model.predictor_depth=1",
+    "model.predictor_heads=2",
+    "recipe.planning.samples=20",
+    "recipe.planning.elites=4",
+    "recipe.planning.iterations=2",
+    "recipe.episodes=8",
+    "recipe.probe_walks=16",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "optim.warmup_steps=0",
+    "report=false",
+]
+"A predictor on a random encoder in the coloured rooms."
 SMALL_BATCH = [
     "data.batch_size=16",
     "data.image_size=16",

@@ -12,7 +12,9 @@ from tests.helpers import (
     SMALL_COLOURED_ROOMS,
     SMALL_FILM,
     SMALL_FILMS,
+    SMALL_FROZEN,
     SMALL_IMAGES,
+    SMALL_ROOM_CLIPS,
     SMALL_ROOMS,
     model_keys,
     tiny_study,
@@ -96,6 +98,10 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         small = [*SMALL_FILMS[variant], *SMALL_FILM]
     elif paper == "lewm":
         small = SMALL_COLOURED_ROOMS
+    elif name == "vjepa2_ac/two_rooms_rgb":
+        small = SMALL_FROZEN
+    elif name == "vjepa2_ac/encoder":
+        small = SMALL_ROOM_CLIPS
     if small:
         return [
             *small, f"runs_dir={tmp_path / 'runs'}", "loop.steps=4", "loop.log_every=1",

@@ -20,6 +20,7 @@ from models.worlds.jepa.config import (
     JEPAVideoConfig,
     LeJEPAConfig,
     LeWMConfig,
+    VJEPA2ACConfig,
 )
 from training.data.config import (
     ConversationsConfig,
@@ -56,6 +57,7 @@ from training.recipes.config_worlds import (
     JEPAVideoRecipeConfig,
     LeJEPARecipeConfig,
     LeWMRecipeConfig,
+    VJEPA2ACRecipeConfig,
 )
 
 
@@ -252,6 +254,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "jepa_video": JEPAVideoRecipeConfig,
         "jepa_video_masked": JEPAVideoMaskedRecipeConfig,
         "lewm": LeWMRecipeConfig,
+        "vjepa2_ac": VJEPA2ACRecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -261,6 +264,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "ijepa": IJEPAConfig,
         "jepa_video": JEPAVideoConfig,
         "lewm": LeWMConfig,
+        "vjepa2_ac": VJEPA2ACConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {

@@ -31,13 +31,17 @@ PATCHES = {
 
 
 class Attention(nn.Module):
-    """Multi-head attention of all positions to all, or to those before them if `causal`."""
+    """Multi-head attention of all positions to all, or to those up to them.
+
+    Args:
+        block: positions of a block: each sees its own whole, and those before; None: all.
+    """
 
     def __init__(
-        self, d: int, heads: int, head_dim: int | None = None, causal: bool = False
+        self, d: int, heads: int, head_dim: int | None = None, block: int | None = None
     ) -> None:
         super().__init__()
-        self.head_dim, self.causal = head_dim or d // heads, causal
+        self.head_dim, self.block = head_dim or d // heads, block
         self.qkv = nn.Linear(d, 3 * heads * self.head_dim)
         self.out = nn.Linear(heads * self.head_dim, d)
 
@@ -45,17 +49,19 @@ class Attention(nn.Module):
         q, k, v = rearrange(
             self.qkv(x), "b n (three h hd) -> three b n h hd", three=3, hd=self.head_dim
         )
-        mixed = attention(q, k, v, causal=self.causal)  # [b, n, h, hd]
+        mixed = attention(q, k, v, causal=self.block is not None, block=self.block)
         return self.out(mixed.flatten(-2))
 
 
 class Block(nn.Module):
     """Attention, then an MLP, each after a LayerNorm and added to the residual stream."""
 
-    def __init__(self, d: int, heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self, d: int, heads: int, mlp_ratio: float = 4.0, block: int | None = None
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(d, eps=1e-6)
-        self.attention = Attention(d, heads)
+        self.attention = Attention(d, heads, block=block)
         self.mlp_norm = nn.LayerNorm(d, eps=1e-6)
         width = int(d * mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(d, width), nn.GELU(), nn.Linear(width, d))

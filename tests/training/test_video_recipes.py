@@ -88,7 +88,7 @@ def test_both_masks_are_told_against_one_target() -> None:
     made.loss = loss
     assert {"context_0", "targets_0", "context_1", "targets_1"} <= seen.keys()
     found, _ = made.latents(seen)
-    clips = made.see(seen["positions"], seen["sprite"])
+    clips = made.clips.see(seen)
     alone = made.model(clips, seen["context_1"], seen["targets_1"])
     told = alone.predicted.shape[1]
     torch.testing.assert_close(found.predicted[:, -told:], alone.predicted)

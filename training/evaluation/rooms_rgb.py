@@ -23,15 +23,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.worlds.planners import Cost, Replanning
+from training.data.config_worlds import TwoRoomsRGBConfig
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.envs.two_rooms_rgb import CANVAS, NEAR, move, towards
+from training.errors import UserError
 from training.evaluation.planning import PlanningModel, over_horizon, planner_of
 from training.evaluation.statistics import wilson_interval
 from training.evaluation.surprise import Film
 from training.recipes.config_worlds import LeWMRecipeConfig
+from training.seeding import numpy_rng, torch_generator
 
 Act = Callable[[Float[Tensor, "n 2"], int], Float[Tensor, "n m 2"]]
 "From positions and the number of blocks that are left: the next actions, in [-1, 1]."
+SHOWN = 6  # episodes whose ways are kept
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,48 @@ def judge(positions: Float[Tensor, "n t 2"], goal: Float[Tensor, "n 2"]) -> dict
         "distance": (positions[:, -1] - goal).norm(dim=-1).mean().item(),
         "episodes": count,
     }
+
+
+def evaluate_policies(
+    policies_of: Callable[[Episodes, torch.Generator], Policies],
+    data: TwoRoomsRGBData,
+    recipe: LeWMRecipeConfig,
+    seed: int,
+    device: torch.device,
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[float]]]:
+    """What `judge` says of every policy of the recipe, and the ways of some episodes, flat."""
+    rng = numpy_rng(seed, "eval/episodes")
+    drawn = draw_episodes(data, rng, recipe.episodes, recipe.goal_steps)
+    episodes = Episodes(*(x.to(device) for x in (drawn.start, drawn.goal)))
+    rates, series = {}, {"paths/goals": episodes.goal[:SHOWN].flatten().tolist()}
+    for name in recipe.policies:
+        generator = torch_generator(seed, f"eval/plan/{name}", device=device)
+        act = getattr(policies_of(episodes, generator), name)()
+        positions = play(act, episodes, recipe.episode_steps, data.config.skip)
+        rates[name] = judge(positions, episodes.goal)
+        if name in ("model", "random"):
+            series[f"paths/{name}"] = positions[:SHOWN].flatten().tolist()
+    return rates, series
+
+
+def headline(rates: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The rate of every policy, and how many episodes were over before they began."""
+    found = {f"eval/{name}": rate["ever"] for name, rate in rates.items()}
+    return found | {"eval/at_start": rate["at_start"] for rate in rates.values()}  # noqa: B035
+
+
+def check(recipe: LeWMRecipeConfig, data: TwoRoomsRGBConfig) -> None:
+    """Raise UserError unless plans and goals fit the episodes and the walks."""
+    budget = -(-recipe.episode_steps // data.skip)
+    if recipe.planning.horizon > budget:
+        raise UserError(
+            f"recipe.planning.horizon={recipe.planning.horizon} blocks of data.skip={data.skip} "
+            f"steps reach beyond recipe.episode_steps={recipe.episode_steps}: lower it to {budget}"
+        )
+    if recipe.goal_steps >= data.walk:
+        raise UserError(
+            f"recipe.goal_steps={recipe.goal_steps} must be fewer than data.walk={data.walk} states"
+        )
 
 
 def violations(

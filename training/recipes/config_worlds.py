@@ -288,14 +288,11 @@ class JEPAVideoMaskedRecipeConfig(JEPARecipeConfig):
     "Patches of a frame that the context has at least."
     films: int = 1024
     "Held-out films; probes are fitted to half of them."
-    directions_told: int = 8
-    "Directions of motion that a probe tells apart."
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "recipe", 1, "min_keep")
         at_least(self, "recipe", 16, "films")
-        at_least(self, "recipe", 2, "directions_told")
         if not self.blocks or len(self.blocks) != len(self.scales) or min(self.blocks) < 1:
             raise ValueError(
                 f"recipe.blocks={self.blocks} and recipe.scales={self.scales} must be one number "
@@ -356,4 +353,34 @@ class LeWMRecipeConfig(JEPARecipeConfig):
             raise ValueError(
                 "recipe.regularizer=vc_idm needs a network that tells actions, which model=lewm "
                 "has not: use vicreg"
+            )
+
+
+@dataclass
+class VJEPA2ACRecipeConfig(LeWMRecipeConfig):
+    """A predictor of the coloured rooms on a frozen encoder, judged by its plans."""
+
+    name: str = "vjepa2_ac"
+    "Which recipe: the stem of its file."
+    regularizer: Regularizer = Regularizer.none
+    "none: the encoder is frozen, nothing can collapse."
+    weights: str | None = None
+    "A run of recipe=jepa_video_masked, whose encoder is taken; null draws one at random."
+    rollout_steps: int = 2
+    "Steps of the rollout in the loss."
+    planning: PlanningConfig = field(
+        default_factory=lambda: PlanningConfig(
+            horizon=2, replan=1, samples=400, elites=10, iterations=10, std=1.0, max_norm=None,
+            holds=[1], fresh=0.0, best=False, cost=PlanCost.last,
+        )
+    )  # fmt: skip
+    "How plans are made, in blocks of data.skip actions."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 1, "rollout_steps")
+        if self.regularizer != Regularizer.none or self.target is not None:
+            raise ValueError(
+                f"recipe.regularizer={self.regularizer}, recipe.target={self.target}: the encoder "
+                "of recipe=vjepa2_ac is frozen, set none and null"
             )

@@ -8,9 +8,9 @@ patches of two frames. One step:
     loss     = mean over both masks of |predictor(z, places) - norm(average encoder(all patches))|
     average <- decay average + (1 - decay) encoder
 
-Judged by what a linear probe reads off the mean latent of films whose digits were held out: which
-digit it is, and where it goes. What differs: fixed sines and cosines for positions (V-JEPA 2:
-rotary), a decay that grows to 1 (V-JEPA 2: constant).
+Judged by what a linear probe reads off the mean latent of held-out films: which digit it is and
+where it goes, or where the dot is in the coloured rooms (jepa_video_clips.py). What differs: fixed
+sines and cosines for positions (V-JEPA 2: rotary), a decay that grows to 1 (V-JEPA 2: constant).
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from models.worlds.jepa.config import IJEPAConfig
 from models.worlds.jepa.ijepa import IJEPA
 from models.worlds.jepa.targets import Latents
-from training.data.config_worlds import Movers, MovingConfig
+from training.data.config_worlds import MovingConfig, TwoRoomsRGBConfig
 from training.data.masks import Masks, tubes
-from training.data.moving import Films, MovingData
+from training.data.moving import MovingData
+from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
-from training.envs.moving import draw_sprites
 from training.errors import UserError
 from training.estimate import Estimate, state_memory, torch_activations, torch_flops
 from training.evaluation.film_figures import masked_film
@@ -41,22 +40,32 @@ from training.recipes.config import check_parts
 from training.recipes.config_worlds import JEPAVideoMaskedRecipeConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
+from training.recipes.jepa_video_clips import CLIPS
 from training.schema import TrainConfig
 from training.seeding import numpy_rng
 from training.torch_step import Batch
 
-CHANNELS = 1
+CLIP_DATA = MovingConfig, TwoRoomsRGBConfig
 CHUNK = 64  # films that are encoded at once
+
+
+def channels_of(config: TrainConfig) -> int:
+    """Channels of a frame, before any is made."""
+    return CLIPS[config.data.name][1].channels
 
 
 class JEPAVideoMaskedTraining(JEPATraining):
     """Trains encoder and predictor; the average follows."""
 
     model: IJEPA
-    data: MovingData
+    data: MovingData | TwoRoomsRGBData
 
     def __init__(
-        self, config: TrainConfig, data: MovingData, processes: Processes, device: torch.device
+        self,
+        config: TrainConfig,
+        data: MovingData | TwoRoomsRGBData,
+        processes: Processes,
+        device: torch.device,
     ) -> None:
         assert isinstance(config.recipe, JEPAVideoMaskedRecipeConfig)
         self.recipe, self.model_config = config.recipe, fill_shapes(config)
@@ -69,7 +78,8 @@ class JEPAVideoMaskedTraining(JEPATraining):
             lambda: IJEPA(self.model_config, averaged),
             data.config.batch_size * data.config.seq_len,
         )
-        self.sprites = torch.from_numpy(data.sprites).to(device)
+        _, kind = CLIPS[config.data.name]
+        self.clips = kind(data, device)
         self.flops_per_step = estimate(config).flops_per_step
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
@@ -80,15 +90,8 @@ class JEPAVideoMaskedTraining(JEPATraining):
             }
         return super().step(batch)
 
-    def see(self, positions: Tensor, sprite: Tensor) -> Tensor:
-        """[b, 1, t, s, s] clips in [0, 1]."""
-        size = self.data.config.image_size
-        return rearrange(
-            draw_sprites(positions, self.sprites[sprite], size), "b t c h w -> b c t h w"
-        )
-
     def latents(self, batch: Batch) -> tuple[Latents, None]:
-        clips = self.see(batch["positions"], batch["sprite"])
+        clips = self.clips.see(batch)
         s = self.model.whole(clips)
         found = [
             self.model.tell(clips, s, batch[f"context_{i}"], batch[f"targets_{i}"])
@@ -103,19 +106,19 @@ class JEPAVideoMaskedTraining(JEPATraining):
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Diagnostics and probes; those of pixels too, if `final`."""
-        drawn = self.data.heldout(self.recipe.films, self.data.config.seq_len)
-        films = Films(*(torch.from_numpy(x).to(self.trainer.device) for x in drawn))
-        parts = zip(films.positions.split(CHUNK), films.sprite.split(CHUNK), strict=True)
-        clips = torch.cat([self.see(*part) for part in parts])
+        films = self.clips.heldout(self.recipe.films)
+        parts = [x.split(CHUNK) for x in films.values()]
+        clips = torch.cat(
+            [
+                self.clips.see(dict(zip(films, part, strict=True)))
+                for part in zip(*parts, strict=True)
+            ]
+        )
         with self.whole_model():
             encoder = self.model.encoder
             middle = [encoder(part)[:, encoder.centre].float() for part in clips.split(CHUNK)]
             metrics = self.health(torch.cat(middle))
             z = torch.cat([self.model.embed(part).float() for part in clips.split(CHUNK)])
-        digit = torch.from_numpy(self.data.labels).to(z.device)[films.sprite[:, 0]]
-        step = films.positions[:, 1, 0] - films.positions[:, 0, 0]
-        turn = torch.atan2(step[:, 1], step[:, 0]) / (2 * math.pi) % 1
-        way = (turn * self.recipe.directions_told).long()
         half = len(z) // 2
 
         def probe(x: Tensor, labels: Tensor) -> float:
@@ -124,14 +127,14 @@ class JEPAVideoMaskedTraining(JEPATraining):
                 logistic_probe(x[:half], labels[:half], classes)(x[half:]), labels[half:]
             )
 
-        metrics |= {"eval/probe/digit": probe(z, digit), "eval/probe/motion": probe(z, way)}
+        asked = self.clips.labels(films)
+        metrics |= {f"eval/probe/{name}": probe(z, labels) for name, labels in asked.items()}
         if final:
             pixels = torch.nn.functional.avg_pool3d(clips, (1, 2, 2)).flatten(1)
             metrics |= {
-                "eval/pixels/digit": probe(pixels, digit),
-                "eval/pixels/motion": probe(pixels, way),
+                f"eval/pixels/{name}": probe(pixels, labels) for name, labels in asked.items()
             }
-        self.film = clips[:3, 0]
+        self.film = clips[:3].mean(dim=1)
         return metrics
 
     @torch.no_grad()
@@ -145,7 +148,9 @@ class JEPAVideoMaskedTraining(JEPATraining):
         seen = [np.isin(np.arange(math.prod(grid)), mask.context[0]) for mask in masks]
         shown = [mask.reshape(grid).repeat(patch[1], 1).repeat(patch[2], 2) for mask in seen]
         kept = [mask.repeat(patch[0], 0) for mask in shown]
-        drawn = masked_film(self.film.cpu().numpy(), np.stack(kept))
+        low, high = self.film.min(), self.film.max()
+        film = ((self.film - low) / (high - low)).cpu().numpy()
+        drawn = masked_film(film, np.stack(kept))
         write_atomic(directory / "figures" / "masks.svg", drawn)
 
 
@@ -156,7 +161,7 @@ def draw_masks(config: TrainConfig, rng: np.random.Generator) -> list[Masks]:
         UserError: no context is left.
     """
     recipe, data = config.recipe, config.data
-    assert isinstance(recipe, JEPAVideoMaskedRecipeConfig) and isinstance(data, MovingConfig)
+    assert isinstance(recipe, JEPAVideoMaskedRecipeConfig) and isinstance(data, CLIP_DATA)
     assert isinstance(config.model, IJEPAConfig)
     size = data.seq_len, data.image_size, data.image_size
     grid = [whole // part for whole, part in zip(size, config.model.patch, strict=True)]
@@ -174,15 +179,17 @@ def draw_masks(config: TrainConfig, rng: np.random.Generator) -> list[Masks]:
 
 def fill_shapes(config: TrainConfig) -> IJEPAConfig:
     """The model's configuration with what the data decides."""
-    assert isinstance(config.model, IJEPAConfig) and isinstance(config.data, MovingConfig)
+    assert isinstance(config.model, IJEPAConfig) and isinstance(config.data, CLIP_DATA)
     size = [config.data.seq_len, config.data.image_size, config.data.image_size]
-    return dataclasses.replace(config.model, channels=CHANNELS, size=size)
+    return dataclasses.replace(config.model, channels=channels_of(config), size=size)
 
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, JEPAVideoMaskedRecipeConfig, ("ijepa",), (MovingConfig,), "moving")
-    assert isinstance(config.model, IJEPAConfig) and isinstance(config.data, MovingConfig)
+    check_parts(
+        config, JEPAVideoMaskedRecipeConfig, ("ijepa",), CLIP_DATA, "moving or data=two_rooms_rgb"
+    )
+    assert isinstance(config.model, IJEPAConfig) and isinstance(config.data, CLIP_DATA)
     size = config.data.seq_len, config.data.image_size, config.data.image_size
     patch = config.model.patch
     if len(patch) != 3 or any(whole % part for whole, part in zip(size, patch, strict=True)):
@@ -190,11 +197,7 @@ def check(config: TrainConfig) -> None:
             f"model.patch={patch} must be three numbers that divide clips of "
             f"{' x '.join(map(str, size))} (data.seq_len, data.image_size)"
         )
-    if config.data.movers != Movers.digits or config.data.objects != 1:
-        raise UserError(
-            f"data.movers={config.data.movers}, data.objects={config.data.objects}: probes of "
-            "recipe=jepa_video_masked name one digit, set digits and 1"
-        )
+    CLIPS[config.data.name][1].check(config.data)
     draw_masks(config, numpy_rng(config.seed, "masks/check"))
 
 
@@ -203,8 +206,8 @@ def build(
 ) -> JEPAVideoMaskedTraining:
     """The recipe of `config` with its data, its model initialised on `device`."""
     check(config)
-    assert isinstance(config.data, MovingConfig)
-    data = MovingData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+    make, _ = CLIPS[config.data.name]
+    data = make(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
     return JEPAVideoMaskedTraining(config, data, processes, device)
 
 
@@ -212,12 +215,12 @@ def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device, with the masks of one batch. No data is made."""
     check(config)
     model_config, data, recipe = fill_shapes(config), config.data, config.recipe
-    assert isinstance(data, MovingConfig) and isinstance(recipe, JEPAVideoMaskedRecipeConfig)
+    assert isinstance(data, CLIP_DATA) and isinstance(recipe, JEPAVideoMaskedRecipeConfig)
     with torch.device("meta"):
         model = IJEPA(model_config, recipe.resolved_target == Target.ema)
     rows = max(1, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
     assert model_config.size is not None
-    clips = torch.zeros(rows, CHANNELS, *model_config.size, device="meta")
+    clips = torch.zeros(rows, channels_of(config), *model_config.size, device="meta")
     masks = [
         [torch.from_numpy(x[:rows]).to("meta") for x in mask]
         for mask in draw_masks(config, numpy_rng(config.seed, "masks/estimate"))

@@ -26,7 +26,6 @@ from models.worlds.jepa.targets import Latents
 from training.data.config_worlds import TwoRoomsRGBConfig
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
-from training.envs.two_rooms_rgb import NEAR, render
 from training.errors import UserError
 from training.estimate import Estimate, state_memory, torch_activations, torch_flops
 from training.evaluation import rooms_rgb
@@ -38,15 +37,14 @@ from training.recipes.config import check_parts
 from training.recipes.config_worlds import LeWMRecipeConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
+from training.recipes.jepa_video_clips import see_rooms
 from training.schema import TrainConfig
 from training.seeding import numpy_rng, torch_generator
 from training.torch_step import Batch
 
 CHANNELS = 3
-MEAN, STD = 0.5, 0.5  # of pixels, for normalisation
 AHEAD = (1, 3, 5)  # blocks ahead at which places are read off predictions
 CHUNK = 32  # walks that are encoded at once
-SHOWN = 6  # episodes that are drawn
 
 
 class LeWMTraining(JEPATraining):
@@ -73,7 +71,7 @@ class LeWMTraining(JEPATraining):
 
     def see(self, positions: Tensor) -> Tensor:
         """[b, t, 3, s, s] frames, normalised."""
-        return (render(positions, self.data.config.image_size) - MEAN) / STD
+        return see_rooms(positions, self.data.config.image_size)
 
     def latents(self, batch: Batch) -> tuple[Latents, Tensor]:
         return self.model(self.see(batch["positions"]), batch["actions"]), batch["actions"]
@@ -84,7 +82,8 @@ class LeWMTraining(JEPATraining):
         with self.whole_model():
             metrics = self.look(final)
             if final:
-                metrics |= self.surprise() | self.plan()
+                metrics |= self.surprise()
+                metrics |= self.plan() if self.recipe.policies else {}
         return metrics
 
     def look(self, final: bool) -> dict[str, float]:
@@ -142,35 +141,18 @@ class LeWMTraining(JEPATraining):
 
     def plan(self) -> dict[str, float]:
         """Episodes of every policy."""
-        recipe, seed = self.recipe, self.config.seed
-        rng = numpy_rng(seed, "eval/episodes")
-        drawn = rooms_rgb.draw_episodes(self.data, rng, recipe.episodes, recipe.goal_steps)
-        episodes = rooms_rgb.Episodes(
-            *(x.to(self.trainer.device) for x in (drawn.start, drawn.goal))
+        rates, series = rooms_rgb.evaluate_policies(
+            lambda episodes, generator: rooms_rgb.Policies(
+                episodes, self.model, self.see, self.recipe, self.data, generator
+            ),
+            self.data,
+            self.recipe,
+            self.config.seed,
+            self.trainer.device,
         )
-        rates, paths = {}, {}
-        for name in recipe.policies:
-            generator = torch_generator(seed, f"eval/plan/{name}", device=self.trainer.device)
-            policies = rooms_rgb.Policies(
-                episodes, self.model, self.see, recipe, self.data, generator
-            )
-            act = getattr(policies, name)()
-            paths[name] = rooms_rgb.play(act, episodes, recipe.episode_steps, self.data.config.skip)
-            rates[name] = rooms_rgb.judge(paths[name], episodes.goal)
         self.found["planning"] = rates
-        self.found["series"] |= {
-            "paths/goals": episodes.goal[:SHOWN].flatten().tolist(),
-            **{
-                f"paths/{name}": paths[name][:SHOWN].flatten().tolist()
-                for name in ("model", "random")
-                if name in paths
-            },
-        }
-        begun = (episodes.start - episodes.goal).norm(dim=-1) < NEAR
-        return {
-            "eval/at_start": begun.float().mean().item(),
-            **{f"eval/{name}": found["ever"] for name, found in rates.items()},
-        }
+        self.found["series"] |= series
+        return rooms_rgb.headline(rates)
 
     @torch.no_grad()
     def export(self, directory: Path) -> None:
@@ -205,16 +187,7 @@ def check(config: TrainConfig) -> None:
             f"data.seq_len={data.seq_len}: its {data.seq_len - 1} states are more than the "
             f"predictor looks back at; raise model.history={model.history}"
         )
-    budget = -(-recipe.episode_steps // data.skip)
-    if recipe.planning.horizon > budget:
-        raise UserError(
-            f"recipe.planning.horizon={recipe.planning.horizon} blocks of data.skip={data.skip} "
-            f"steps reach beyond recipe.episode_steps={recipe.episode_steps}: lower it to {budget}"
-        )
-    if recipe.goal_steps >= data.walk:
-        raise UserError(
-            f"recipe.goal_steps={recipe.goal_steps} must be fewer than data.walk={data.walk} states"
-        )
+    rooms_rgb.check(recipe, data)
 
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> LeWMTraining:

@@ -245,3 +245,25 @@ class LeWMConfig(ModelConfig):
             raise ValueError(f"model.heads={self.heads} must divide model.width={self.width}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout={self.dropout} must be in [0, 1)")
+
+
+@dataclass
+class VJEPA2ACConfig(ModelConfig):
+    """A predictor, causal by frames, on an encoder that comes with its own configuration."""
+
+    name: str = "vjepa2_ac"
+    "Which model: the stem of its file."
+    predictor_dim: int = 1024
+    "Width of the predictor."
+    predictor_depth: int = 24
+    "Blocks of the predictor."
+    predictor_heads: int = 16
+    "Heads of the predictor; they divide predictor_dim."
+
+    def __post_init__(self) -> None:
+        at_least("model", self, "predictor_dim", "predictor_depth", "predictor_heads")
+        if self.predictor_dim % self.predictor_heads:
+            raise ValueError(
+                f"model.predictor_heads={self.predictor_heads} must divide "
+                f"model.predictor_dim={self.predictor_dim}"
+            )

@@ -27,13 +27,13 @@ from models.worlds.jepa.targets import Latents
 
 
 class Projector(nn.Module):
-    """Linear layers with BatchNorm and ReLU between them, over rows of whatever shape."""
+    """Linear layers with BatchNorm and a nonlinearity between them, over rows of whatever shape."""
 
-    def __init__(self, widths: list[int]) -> None:
+    def __init__(self, widths: list[int], activation: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
+            layers += [nn.Linear(before, after), nn.BatchNorm1d(after), activation()]
         self.layers = nn.Sequential(*layers[:-2])
 
     def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n e"]:

@@ -62,7 +62,7 @@ class ConditionedBlock(nn.Module):
 
     def __init__(self, m: int, heads: int, head_dim: int, mlp_width: int, dropout: float) -> None:
         super().__init__()
-        self.attention = Attention(m, heads, head_dim, causal=True)
+        self.attention = Attention(m, heads, head_dim, block=1)
         self.mlp = nn.Sequential(
             nn.Linear(m, mlp_width), nn.GELU(), nn.Dropout(dropout), nn.Linear(mlp_width, m)
         )
@@ -97,7 +97,7 @@ class Predictor(nn.Module):
             for _ in range(config.predictor_depth)
         )
         self.norm = nn.LayerNorm(m)
-        self.projector = Projector([m, config.projector, config.dim])
+        self.projector = Projector([m, config.projector, config.dim], nn.GELU)
 
     def forward(
         self, z: Float[Tensor, "b t d"], a: Float[Tensor, "b t a"]
@@ -121,7 +121,7 @@ class ImageEncoder(nn.Module):
             size, patch, config.channels, config.width, config.depth, config.heads,
             class_token=True,
         )  # fmt: skip
-        self.projector = Projector([config.width, config.projector, config.dim])
+        self.projector = Projector([config.width, config.projector, config.dim], nn.GELU)
 
     def forward(self, frames: Float[Tensor, "b t c s s"]) -> Float[Tensor, "b t d"]:
         token = self.vit(rearrange(frames, "b t c h w -> (b t) c h w"))[:, 0]

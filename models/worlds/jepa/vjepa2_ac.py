@@ -1,0 +1,125 @@
+"""An action-conditioned predictor on an encoder that is frozen: V-JEPA 2-AC.
+
+V-JEPA 2: Self-Supervised Video Models Enable Understanding, Prediction and Planning, 2025,
+arXiv:2506.09985.
+
+    z_t      = norm(encoder(o_t))               patches; a LayerNorm without weights; not trained
+    frame t  = [action a_t, state s_t, patches z_t]            each through a matrix
+    zhat_t+1 = norm(predictor(frames <= t))        attention causal by frames
+    loss     = mean |zhat_t+1 - z_t+1|  over true frames, and over a rollout of two steps
+    a plan   = the actions for which mean |zhat_H - z_goal| is least
+
+States beyond the first are what the actions would make of it with nothing in the way, as a robot's
+pose is. What differs: fixed sines and cosines for places and times (theirs: rotary), tubelets of
+one frame.
+
+Dimensions: b windows, t frames, n patches of a frame, d width of a latent, m of the predictor,
+k sequences of actions, a components of an action, s of a state.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from models.worlds.jepa.config import IJEPAConfig, VJEPA2ACConfig
+from models.worlds.jepa.ijepa import build_encoder
+from models.worlds.vit import Block, positions
+
+CONDITIONS = 2  # tokens of a frame before its patches
+
+
+class ACPredictor(nn.Module):
+    """A transformer over frames of action, state and patches, causal by frames."""
+
+    def __init__(
+        self, config: VJEPA2ACConfig, d: int, grid: tuple[int, ...], action_dim: int, state_dim: int
+    ) -> None:
+        super().__init__()
+        m, self.grid = config.predictor_dim, grid
+        patches = grid[0] * grid[1]
+        self.enter = nn.Linear(d, m)
+        self.actions = nn.Linear(action_dim, m)
+        self.states = nn.Linear(state_dim, m)
+        self.kinds = nn.Embedding(CONDITIONS, m)
+        self.blocks = nn.ModuleList(
+            Block(m, config.predictor_heads, block=CONDITIONS + patches)
+            for _ in range(config.predictor_depth)
+        )
+        self.norm = nn.LayerNorm(m, eps=1e-6)
+        self.leave = nn.Linear(m, d)
+
+    def forward(
+        self,
+        z: Float[Tensor, "b t n d"],
+        actions: Float[Tensor, "b t a"],
+        states: Float[Tensor, "b t s"],
+    ) -> Float[Tensor, "b t n d"]:
+        """The latents of the frame after each, from those up to it."""
+        t, m = z.shape[1], self.norm.weight.shape[0]
+        where = positions(self.grid, m, device=z.device).to(z.dtype)  # [n, m]
+        when = positions((t,), m, device=z.device).to(z.dtype)[:, None]  # [t, 1, m]
+        given = torch.stack([self.actions(actions), self.states(states)], dim=2)
+        x = torch.cat([given + self.kinds.weight, self.enter(z) + where], dim=2) + when
+        x = rearrange(x, "b t n m -> b (t n) m")
+        for block in self.blocks:
+            x = block(x)
+        x = rearrange(x, "b (t n) m -> b t n m", t=t)[:, :, CONDITIONS:]
+        told = self.leave(self.norm(x))
+        return F.layer_norm(told, told.shape[-1:])
+
+
+class VJEPA2AC(nn.Module):
+    """The frozen encoder, and the predictor that is trained.
+
+    Args:
+        seen: the configuration of the encoder.
+    """
+
+    def __init__(
+        self, config: VJEPA2ACConfig, seen: IJEPAConfig, action_dim: int, state_dim: int
+    ) -> None:
+        super().__init__()
+        self.encoder = build_encoder(seen).requires_grad_(False)
+        if self.encoder.patch[0] != 1:
+            raise ValueError(
+                f"an encoder of tubelets of {self.encoder.patch[0]} frames cannot say what one "
+                "frame is: train it with model.patch=[1,...]"
+            )
+        grid = self.encoder.grid[1:]
+        self.predictor = ACPredictor(config, seen.dim, grid, action_dim, state_dim)
+
+    @torch.no_grad()
+    def encode(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t n d"]:
+        """Each frame by itself, normalised."""
+        clips = rearrange(frames, "b t c h w -> (b t) c 1 h w")
+        z = self.encoder(clips)
+        return rearrange(F.layer_norm(z, z.shape[-1:]), "(b t) n d -> b t n d", b=len(frames))
+
+    def rollout(
+        self,
+        z: Float[Tensor, "b n d"],
+        actions: Float[Tensor, "b t a"],
+        states: Float[Tensor, "b t s"],
+    ) -> Float[Tensor, "b t n d"]:
+        """Latents after each action, from one frame."""
+        known = [z]
+        for step in range(1, actions.shape[1] + 1):
+            told = self.predictor(torch.stack(known, dim=1), actions[:, :step], states[:, :step])
+            known.append(told[:, -1])
+        return torch.stack(known[1:], dim=1)
+
+    def imagine(
+        self,
+        z: Float[Tensor, "b n d"],
+        actions: Float[Tensor, "b k t a"],
+        states: Float[Tensor, "b k t s"],
+    ) -> Float[Tensor, "b k t n d"]:
+        """Latents after each action of k sequences of actions."""
+        b, k = actions.shape[:2]
+        z = repeat(z, "b n d -> (b k) n d", k=k)
+        flat = (rearrange(x, "b k t a -> (b k) t a") for x in (actions, states))
+        return rearrange(self.rollout(z, *flat), "(b k) t n d -> b k t n d", b=b)

@@ -1,0 +1,135 @@
+"""Actions on a frozen encoder: causal by frames, nothing trained but the predictor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import SMALL_FROZEN, SMALL_ROOM_CLIPS
+from training.config import compose
+from training.distributed import Processes
+from training.envs.two_rooms_rgb import CANVAS, move
+from training.errors import UserError
+from training.recipes import vjepa2_ac
+from training.run import run, run_path
+
+
+def recipe(*overrides: str) -> vjepa2_ac.VJEPA2ACTraining:
+    config = compose([*SMALL_FROZEN, *overrides])
+    return vjepa2_ac.build(config, Processes(), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that a predictor can be put on."""
+    config = compose(
+        [*SMALL_ROOM_CLIPS, f"runs_dir={tmp_path_factory.mktemp('runs')}", "loop.steps=3"]
+    )
+    run(config)
+    return run_path(config)
+
+
+def inputs(made: vjepa2_ac.VJEPA2ACTraining) -> tuple[torch.Tensor, ...]:
+    n = made.model.encoder.grid[1] * made.model.encoder.grid[2]
+    d = made.model.encoder.d
+    return torch.randn(2, 3, n, d), torch.randn(2, 3, 10), torch.randn(2, 3, 2)
+
+
+def test_frames_see_no_later_frame_and_all_of_their_own() -> None:
+    made = recipe()
+    model, (z, a, s) = made.model.requires_grad_(False), inputs(made)
+    base = model.predictor(z, a, s)
+    for part, changed in enumerate((z, a, s)):
+        other = [x.clone() for x in (z, a, s)]
+        other[part][:, 2:] += 1.0
+        found = model.predictor(*other)
+        torch.testing.assert_close(found[:, :2], base[:, :2])
+        assert not torch.allclose(found[:, 2], base[:, 2]), changed.shape
+    last = z.clone()
+    last[:, 0, -1] += 1.0  # the last patch of the first frame
+    found = model.predictor(last, a, s)
+    assert not torch.allclose(found[:, 0, 0], base[:, 0, 0]), "patches of a frame see each other"
+
+
+def test_a_rollout_is_its_steps() -> None:
+    made = recipe()
+    model, (z, a, s) = made.model.requires_grad_(False), inputs(made)
+    whole = model.rollout(z[:, 0], a, s)
+    known = [z[:, 0]]
+    for t in range(3):
+        told = model.predictor(torch.stack(known, dim=1), a[:, : t + 1], s[:, : t + 1])[:, -1]
+        torch.testing.assert_close(told, whole[:, t])
+        known.append(told)
+    many = model.imagine(z[:, 0], *(x[:, None].expand(-1, 4, -1, -1) for x in (a, s)))
+    torch.testing.assert_close(many[:, 3], whole, atol=1e-5, rtol=1e-5)
+
+
+def test_states_are_where_actions_lead_with_nothing_in_the_way() -> None:
+    made = recipe()
+    start = torch.tensor([[60.0, 150.0]])
+    raw = torch.rand(1, 15, 2) * 0.6 - 0.3
+    blocks = torch.from_numpy(made.data.blocks(raw.numpy()))
+    found = (made.states(start, blocks) + 1) * CANVAS / 2
+    position = start
+    for i in range(15):
+        if i % 5 == 0:
+            torch.testing.assert_close(found[:, i // 5], position, atol=1e-3, rtol=1e-4)
+        position = move(position, raw[:, i])
+
+
+def test_only_the_predictor_is_trained() -> None:
+    made = recipe()
+    before = {name: p.clone() for name, p in made.model.named_parameters()}
+    for step in range(2):
+        metrics = made.step(made.data.batch(step))
+    changed = {
+        name for name, p in made.model.named_parameters() if not torch.equal(p, before[name])
+    }
+    assert changed and all(name.startswith("predictor.") for name in changed)
+    assert made.parameters == sum(p.numel() for p in made.model.predictor.parameters())
+    found, _ = made.latents(made.trainer.to_device(made.data.batch(0)))
+    assert found.predicted.shape[1] == 3 + 2 and float(metrics["train/pred"]) > 0
+    torch.testing.assert_close(found.target[:, 3:], found.z[:, 1:3])
+
+
+def test_the_encoder_of_a_run_is_taken_and_others_are_refused(encoder: Path, tmp_path) -> None:
+    made = recipe(f"recipe.weights={encoder}")
+    weights = vjepa2_ac.load_file(encoder / "model.safetensors")
+    for name, p in made.model.encoder.named_parameters():
+        assert torch.equal(p, weights[f"average.{name}"]), name
+    assert made.model.encoder.grid == (1, 4, 4)
+    metrics = made.evaluate(final=True)
+    assert metrics["eval/oracle"] == 1.0 and {"eval/model", "eval/probe/px"} <= metrics.keys()
+    with pytest.raises(UserError, match=r"sees clips of .*this run's frames are 64 x 64"):
+        recipe(f"recipe.weights={encoder}", "data.image_size=64")
+    broken = tmp_path / "broken"
+    shutil.copytree(encoder, broken)
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        recipe(f"recipe.weights={broken}")
+    config = json.loads((broken / "model.json").read_text())
+    (broken / "model.json").write_text(json.dumps(config | {"patch": [2, 8, 8]}))
+    with pytest.raises(UserError, match=r"tubelets of 2 frames|cannot be cut"):
+        recipe(f"recipe.weights={broken}")
+    (broken / "model.json").write_text(json.dumps({"name": "transformer", "vocab_size": 3}))
+    with pytest.raises(UserError, match=r"is no model of recipe=jepa_video_masked"):
+        recipe(f"recipe.weights={broken}")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("recipe.regularizer=sigreg", r"is frozen, set none and null"),
+        ("recipe.planning.horizon=12", r"reach beyond recipe\.episode_steps=50: lower it to 10"),
+        ("recipe.weights=nowhere", r"recipe\.weights=nowhere: there is no such directory"),
+        ("data.image_size=30", r"data\.image_size=30 must be a multiple of 4"),
+        ("model.predictor_heads=5", r"model\.predictor_heads=5 must divide"),
+    ],
+)
+def test_what_cannot_be_is_refused(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        recipe(override)

@@ -1,0 +1,99 @@
+"""What clips a masked video encoder learns from, and what its latents are asked about.
+
+Each kind of data is one class: `see` draws a batch, `heldout` gives films that training never
+shows, `labels` what a linear probe has to tell of them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from training.data.config_worlds import Movers, MovingConfig, TwoRoomsRGBConfig
+from training.data.moving import MovingData
+from training.data.two_rooms_rgb import TwoRoomsRGBData
+from training.envs import two_rooms_rgb
+from training.envs.moving import draw_sprites
+from training.errors import UserError
+from training.torch_step import Batch
+
+ROOM_MEAN, ROOM_STD = 0.5, 0.5  # of pixels, for normalisation
+CELLS = 6  # rows and columns of a grid of places in the rooms
+
+
+def see_rooms(positions: Tensor, size: int) -> Tensor:
+    """[b, t, 2] -> [b, t, 3, size, size] frames of the coloured rooms, normalised."""
+    return (two_rooms_rgb.render(positions, size) - ROOM_MEAN) / ROOM_STD
+
+
+class DigitClips:
+    """One digit that moves: which one, and where to."""
+
+    channels = 1
+    DIRECTIONS = 8
+
+    def __init__(self, data: MovingData, device: torch.device) -> None:
+        self.data = data
+        self.sprites, self.digits = (
+            torch.from_numpy(x).to(device) for x in (data.sprites, data.labels)
+        )
+
+    @staticmethod
+    def check(config: MovingConfig) -> None:
+        if config.movers != Movers.digits or config.objects != 1:
+            raise UserError(
+                f"data.movers={config.movers}, data.objects={config.objects}: probes of "
+                "recipe=jepa_video_masked name one digit, set digits and 1"
+            )
+
+    def see(self, batch: Batch) -> Tensor:
+        """[b, 1, t, s, s] clips in [0, 1]."""
+        sprites = self.sprites[batch["sprite"]]
+        frames = draw_sprites(batch["positions"], sprites, self.data.config.image_size)
+        return rearrange(frames, "b t c h w -> b c t h w")
+
+    def heldout(self, count: int) -> Batch:
+        films = self.data.heldout(count, self.data.config.seq_len)._asdict()
+        return {name: torch.from_numpy(x).to(self.sprites.device) for name, x in films.items()}
+
+    def labels(self, batch: Batch) -> dict[str, Tensor]:
+        step = batch["positions"][:, 1, 0] - batch["positions"][:, 0, 0]
+        turn = torch.atan2(step[:, 1], step[:, 0]) / (2 * math.pi) % 1
+        way = (turn * self.DIRECTIONS).long() % self.DIRECTIONS
+        return {"digit": self.digits[batch["sprite"][:, 0]], "motion": way}
+
+
+class RoomClips:
+    """The dot in the coloured rooms: where it is."""
+
+    channels = 3
+
+    def __init__(self, data: TwoRoomsRGBData, device: torch.device) -> None:
+        self.data, self.device = data, device
+
+    @staticmethod
+    def check(config: TwoRoomsRGBConfig) -> None:
+        pass
+
+    def see(self, batch: Batch) -> Tensor:
+        """[b, 3, t, s, s] clips."""
+        frames = see_rooms(batch["positions"], self.data.config.image_size)
+        return rearrange(frames, "b t c h w -> b c t h w")
+
+    def heldout(self, count: int) -> Batch:
+        config, walks = self.data.config, self.data.heldout(count)
+        seen = walks.positions[:, : config.skip * config.seq_len : config.skip]
+        return {"positions": torch.from_numpy(seen).to(self.device)}
+
+    def labels(self, batch: Batch) -> dict[str, Tensor]:
+        place = batch["positions"][:, 0] - two_rooms_rgb.LOW
+        cell = place * (CELLS / (two_rooms_rgb.HIGH - two_rooms_rgb.LOW))
+        x, y = cell.long().clamp(0, CELLS - 1).unbind(-1)
+        return {"place": y * CELLS + x}
+
+
+CLIPS = {"moving": (MovingData, DigitClips), "two_rooms_rgb": (TwoRoomsRGBData, RoomClips)}
+"Data by name -> where it is made, and what is asked about it."
