@@ -1,1 +1,1 @@
-"""Values only. The schema of every group is a dataclass in training/schema.py."""
+"""Values only. The schema of every group is a dataclass that training/options.py names."""

@@ -24,8 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from training.config import config_message, experiment_list, options, to_config
 from training.errors import UserError
+from training.options import register
 from training.run_directory import run_path
-from training.schema import TrainConfig, register
+from training.schema import TrainConfig
 
 HELP = """afferent train experiment=<paper>/<name> [group=option ...] [key=value ...] [flags]
 
@@ -40,7 +41,7 @@ flags:
   -m, --multirun       one run per combination of values: seed=0,1,2 optim.lr=1e-3,3e-3
   --cfg job            print the composed configuration
   --info defaults-tree show which file sets what
-Every key with its meaning: training/schema.py
+Every key with its meaning: training/schema.py, and the dataclasses that training/options.py names
 """
 
 

@@ -143,7 +143,7 @@ SMALL_ROOM_CLIPS = [
 ]
 "Clips of the coloured rooms."
 SMALL_FROZEN = [
-    "experiment=vjepa2_ac/two_rooms_rgb",
+    "experiment=vjepa2_ac/planning",
     "recipe.weights=null",
     "model.predictor_dim=24",
     "model.predictor_depth=1",

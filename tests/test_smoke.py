@@ -98,7 +98,7 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         small = [*SMALL_FILMS[variant], *SMALL_FILM]
     elif paper == "lewm":
         small = SMALL_COLOURED_ROOMS
-    elif name == "vjepa2_ac/two_rooms_rgb":
+    elif name == "vjepa2_ac/planning":
         small = SMALL_FROZEN
     elif name == "vjepa2_ac/encoder":
         small = SMALL_ROOM_CLIPS

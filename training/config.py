@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from training.errors import UserError
-from training.schema import SCHEMAS, TrainConfig, register
+from training.options import SCHEMAS, register
+from training.schema import TrainConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 CONFIG_MODULE = "configs"

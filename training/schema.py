@@ -1,4 +1,6 @@
-"""The schema of every configuration group: types, defaults, units, one line of meaning each.
+"""The schema of what every run has: types, defaults, units, one line of meaning each.
+
+What its groups may be is in options.py; what each of those has, beside the code that it is for.
 
 YAML under configs/ holds values only; what a value may be is decided here, in `__post_init__`.
 Importing this file loads no framework. Fields marked `free` may differ when a run is resumed: they
@@ -13,52 +15,9 @@ from enum import StrEnum
 from typing import Any
 
 from models.config import ModelConfig
-from models.language.config import TransformerConfig, TTTE2EConfig
-from models.worlds.jepa.config import (
-    IJEPAConfig,
-    JEPAConfig,
-    JEPAVideoConfig,
-    LeJEPAConfig,
-    LeWMConfig,
-    VJEPA2ACConfig,
-)
-from training.data.config import (
-    ConversationsConfig,
-    DataConfig,
-    FactsConfig,
-    FilesConfig,
-    HubConfig,
-    MarkovConfig,
-    SelfStudyConfig,
-    StatementsConfig,
-    StdlibConfig,
-)
-from training.data.config_worlds import (
-    HubImagesConfig,
-    MovingConfig,
-    SmallImagesConfig,
-    TwoRoomsConfig,
-    TwoRoomsRGBConfig,
-)
+from training.data.config import DataConfig
 from training.fields import at_least, free, within
-from training.recipes.config import (
-    CartridgesConfig,
-    CartridgesTeacherConfig,
-    FastWeightsConfig,
-    LanguageModelConfig,
-    MemoryBudgetConfig,
-    RecipeConfig,
-    TTTE2ERecipeConfig,
-)
-from training.recipes.config_worlds import (
-    IJEPARecipeConfig,
-    JEPAPlanningConfig,
-    JEPAVideoMaskedRecipeConfig,
-    JEPAVideoRecipeConfig,
-    LeJEPARecipeConfig,
-    LeWMRecipeConfig,
-    VJEPA2ACRecipeConfig,
-)
+from training.recipes.config import RecipeConfig
 
 
 class Device(StrEnum):
@@ -237,65 +196,6 @@ class TrainConfig:
             parts = str(getattr(self, key) or "").split("/")
             if ".." in parts or (key == "run" and len(parts) > 1):
                 raise ValueError(f"{key}={getattr(self, key)!r} must be a plain name")
-
-
-# Group -> option of `<option>_schema` -> dataclass. The YAML of an option starts from its schema.
-SCHEMAS: dict[str, dict[str, type]] = {
-    "recipe": {
-        "language_model": LanguageModelConfig,
-        "fast_weights": FastWeightsConfig,
-        "ttt_e2e": TTTE2ERecipeConfig,
-        "cartridges_teacher": CartridgesTeacherConfig,
-        "cartridges": CartridgesConfig,
-        "memory_budget": MemoryBudgetConfig,
-        "jepa_planning": JEPAPlanningConfig,
-        "lejepa": LeJEPARecipeConfig,
-        "ijepa": IJEPARecipeConfig,
-        "jepa_video": JEPAVideoRecipeConfig,
-        "jepa_video_masked": JEPAVideoMaskedRecipeConfig,
-        "lewm": LeWMRecipeConfig,
-        "vjepa2_ac": VJEPA2ACRecipeConfig,
-    },
-    "model": {
-        "transformer": TransformerConfig,
-        "ttt_e2e": TTTE2EConfig,
-        "jepa": JEPAConfig,
-        "lejepa": LeJEPAConfig,
-        "ijepa": IJEPAConfig,
-        "jepa_video": JEPAVideoConfig,
-        "lewm": LeWMConfig,
-        "vjepa2_ac": VJEPA2ACConfig,
-    },
-    "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
-    "data": {
-        "stdlib": StdlibConfig,
-        "files": FilesConfig,
-        "hub": HubConfig,
-        "markov": MarkovConfig,
-        "facts": FactsConfig,
-        "statements": StatementsConfig,
-        "self_study": SelfStudyConfig,
-        "conversations": ConversationsConfig,
-        "two_rooms": TwoRoomsConfig,
-        "small_images": SmallImagesConfig,
-        "hub_images": HubImagesConfig,
-        "moving": MovingConfig,
-        "two_rooms_rgb": TwoRoomsRGBConfig,
-    },
-    "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
-    "data/images": {"small_images": SmallImagesConfig, "hub_images": HubImagesConfig},
-}
-
-
-def register() -> None:
-    """Make the schemas known to Hydra, under the names the YAML files' defaults lists use."""
-    from hydra.core.config_store import ConfigStore
-
-    store = ConfigStore.instance()
-    store.store(name="schema", node=TrainConfig)
-    for group, options in SCHEMAS.items():
-        for option, node in options.items():
-            store.store(group=group, name=f"{option}_schema", node=node)
 
 
 def identity(config: Any) -> dict[str, Any]:

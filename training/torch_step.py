@@ -287,10 +287,7 @@ class TorchStep:
                     tensor.copy_(given["optimiser"][name][key])
 
     def full_weights(self) -> dict[str, Tensor]:
-        """Every (averaged) weight and every kept buffer in full, on the CPU, contiguous.
-
-        All processes must call this.
-        """
+        """(Averaged) weights and kept buffers in full, on the CPU; all processes must call this."""
         with self.averaged_weights():
             found = {}
             for name, p in (*self.model.named_parameters(), *self.persistent_buffers()):

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from training import config as config_module
 from training.config import CONFIGS, compose, experiments, options
 from training.errors import UserError
-from training.schema import SCHEMAS, TrainConfig, identity
+from training.options import SCHEMAS
+from training.schema import TrainConfig, identity
 
 QUICKSTART = "experiment=quickstart/stdlib"
 
@@ -68,7 +69,7 @@ def test_a_typo_inside_an_experiment_file_names_the_file(tmp_path, monkeypatch) 
     (tmp_path / "experiment" / "bad.yaml").write_text(text)
     (tmp_path / "train.yaml").write_text("defaults: [schema, experiment: bad, _self_]\n")
     from training.config import config_message
-    from training.schema import register
+    from training.options import register
 
     register()
     with (

@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from tests.helpers import SMALL_FROZEN, SMALL_ROOM_CLIPS
 from training.config import compose
+from training.data.corpus import DataError
 from training.distributed import Processes
 from training.envs.two_rooms_rgb import CANVAS, move
 from training.errors import UserError
@@ -73,7 +75,7 @@ def test_states_are_where_actions_lead_with_nothing_in_the_way() -> None:
     start = torch.tensor([[60.0, 150.0]])
     raw = torch.rand(1, 15, 2) * 0.6 - 0.3
     blocks = torch.from_numpy(made.data.blocks(raw.numpy()))
-    found = (made.states(start, blocks) + 1) * CANVAS / 2
+    found = (made.world.guessed(start / CANVAS * 2 - 1, blocks) + 1) * CANVAS / 2
     position = start
     for i in range(15):
         if i % 5 == 0:
@@ -120,11 +122,64 @@ def test_the_encoder_of_a_run_is_taken_and_others_are_refused(encoder: Path, tmp
         recipe(f"recipe.weights={broken}")
 
 
+def record(folder: Path, files: int = 4, **changes: np.ndarray) -> list[str]:
+    """Trajectories whose actions are what they add to the state; overrides that read them."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(files):
+        states = rng.normal(0, 1, (12, 3)).astype(np.float32)
+        content = {
+            "frames": rng.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8),
+            "states": states,
+            "actions": np.diff(states, axis=0),
+        }
+        np.savez(folder / f"{i}.npz", **{**content, **changes})
+    return [
+        f"data.path={folder}", "data=trajectories", "data.action_dim=3", "data.state_dim=3",
+        "data.seq_len=4", "data.skip=2", "recipe.policies=[]",
+    ]  # fmt: skip
+
+
+def test_recorded_trajectories_are_learned_from(tmp_path: Path) -> None:
+    made = recipe(*record(tmp_path / "files"))
+    batch = made.trainer.to_device(made.data.batch(3))
+    assert batch["frames"].shape == (8, 4, 3, 32, 32) and batch["actions"].shape == (8, 3, 3)
+    guessed = made.world.guessed(batch["states"][:, 0], batch["actions"])
+    torch.testing.assert_close(guessed, batch["states"][:, :-1], atol=1e-5, rtol=1e-5)
+    made.step(made.data.batch(0))
+    metrics = made.evaluate(final=True)
+    assert {"eval/action_use", "eval/error_over_last"} <= metrics.keys()
+    again = recipe(*record(tmp_path / "others")).data.batch(3)
+    assert all(np.array_equal(again[k], v.numpy()) for k, v in batch.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"actions": np.full((11, 3), np.nan)}, r"actions\[0\] is .nan.*: a number is expected"),
+        (
+            {"frames": np.zeros((12, 16, 16, 3), np.uint8)},
+            r"frames must be uint8 .*data\.image",
+        ),
+        ({"frames": np.zeros((12, 32, 32, 3))}, r"they are float64 \[12, 32, 32, 3\]"),
+        ({"states": np.zeros((12, 2))}, r"states must be \[12, 3\], they are \[12, 2\]"),
+        ({"actions": np.array([object()] * 11)}, r"cannot be read: Object arrays cannot"),
+    ],
+)
+def test_files_that_are_not_what_they_should_be_are_refused(
+    changes: dict[str, np.ndarray], says: str, tmp_path: Path
+) -> None:
+    made = recipe(*record(tmp_path / "files", **changes))
+    with pytest.raises(DataError, match=says):
+        made.data.batch(0)
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
         ("recipe.regularizer=sigreg", r"is frozen, set none and null"),
         ("recipe.planning.horizon=12", r"reach beyond recipe\.episode_steps=50: lower it to 10"),
+        ("data.path=nowhere", r"There is no key `data\.path`"),
         ("recipe.weights=nowhere", r"recipe\.weights=nowhere: there is no such directory"),
         ("data.image_size=30", r"data\.image_size=30 must be a multiple of 4"),
         ("model.predictor_heads=5", r"model\.predictor_heads=5 must divide"),

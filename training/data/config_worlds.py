@@ -292,3 +292,33 @@ class TwoRoomsRGBConfig(DataConfig):
             f"2 to {most - 1} states, data.skip={self.skip} apart, of data.walk={self.walk}",
             "lower it",
         )
+
+
+@dataclass
+class TrajectoriesConfig(DataConfig):
+    """Recorded films, with what was done and where the actor was."""
+
+    name: str = "trajectories"
+    "Which data: the stem of its file."
+    path: str | None = None
+    "Directory of .npz files, one per trajectory."
+    image_size: int = 256
+    "Height and width of a frame, in pixels."
+    action_dim: int = 7
+    "Components of an action."
+    state_dim: int = 7
+    "Components of a state."
+    skip: int = 1
+    "Frames from one of a window to the next; the actions between are added up."
+    seq_len: int = 8
+    "Frames of a window, T."
+    heldout: float = 0.05
+    "Share of the files that is held out, by the hash of their names; one at least."
+    batch_size: int = 256
+    "Windows per optimiser step, over all processes."
+
+    def __post_init__(self) -> None:
+        at_least(self, "data", 1, "action_dim", "state_dim", "skip", "batch_size")
+        at_least(self, "data", 2, "seq_len")
+        at_least(self, "data", 16, "image_size")
+        within(self, "data", 0.0, 0.9, "heldout")

@@ -226,8 +226,9 @@ def shown_setting(value: Any) -> str:
 
 def differences(config: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, value, default) of every setting that is not the schema's default."""
+    from training.options import SCHEMAS
     from training.run_directory import plain
-    from training.schema import SCHEMAS, TrainConfig
+    from training.schema import TrainConfig
 
     free = {item.name for item in fields(TrainConfig) if item.metadata.get("free")} - {"logger"}
     defaults = plain(TrainConfig())

@@ -7,26 +7,39 @@ shows, `labels` what a linear probe has to tell of them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from training.data.config_worlds import Movers, MovingConfig, TwoRoomsRGBConfig
+from training.data.config_worlds import (
+    Movers,
+    MovingConfig,
+    TrajectoriesConfig,
+    TwoRoomsRGBConfig,
+)
 from training.data.moving import MovingData
+from training.data.trajectories import TrajectoriesData
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.envs import two_rooms_rgb
 from training.envs.moving import draw_sprites
 from training.errors import UserError
 from training.torch_step import Batch
 
-ROOM_MEAN, ROOM_STD = 0.5, 0.5  # of pixels, for normalisation
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.5  # of pixels, for normalisation
 CELLS = 6  # rows and columns of a grid of places in the rooms
 
 
 def see_rooms(positions: Tensor, size: int) -> Tensor:
     """[b, t, 2] -> [b, t, 3, size, size] frames of the coloured rooms, normalised."""
-    return (two_rooms_rgb.render(positions, size) - ROOM_MEAN) / ROOM_STD
+    return (two_rooms_rgb.render(positions, size) - PIXEL_MEAN) / PIXEL_STD
+
+
+def on_device(arrays: Mapping[str, np.ndarray], device: torch.device) -> Batch:
+    return {name: torch.from_numpy(x).to(device) for name, x in arrays.items()}
 
 
 class DigitClips:
@@ -56,8 +69,8 @@ class DigitClips:
         return rearrange(frames, "b t c h w -> b c t h w")
 
     def heldout(self, count: int) -> Batch:
-        films = self.data.heldout(count, self.data.config.seq_len)._asdict()
-        return {name: torch.from_numpy(x).to(self.sprites.device) for name, x in films.items()}
+        films = self.data.heldout(count, self.data.config.seq_len)
+        return on_device(films._asdict(), self.sprites.device)
 
     def labels(self, batch: Batch) -> dict[str, Tensor]:
         step = batch["positions"][:, 1, 0] - batch["positions"][:, 0, 0]
@@ -86,7 +99,7 @@ class RoomClips:
     def heldout(self, count: int) -> Batch:
         config, walks = self.data.config, self.data.heldout(count)
         seen = walks.positions[:, : config.skip * config.seq_len : config.skip]
-        return {"positions": torch.from_numpy(seen).to(self.device)}
+        return on_device({"positions": seen}, self.device)
 
     def labels(self, batch: Batch) -> dict[str, Tensor]:
         place = batch["positions"][:, 0] - two_rooms_rgb.LOW
@@ -95,5 +108,40 @@ class RoomClips:
         return {"place": y * CELLS + x}
 
 
-CLIPS = {"moving": (MovingData, DigitClips), "two_rooms_rgb": (TwoRoomsRGBData, RoomClips)}
+class RecordedClips:
+    """Recorded films, about which nothing is asked."""
+
+    channels = 3
+
+    def __init__(self, data: TrajectoriesData, device: torch.device) -> None:
+        self.data, self.device = data, device
+
+    @staticmethod
+    def check(config: TrajectoriesConfig) -> None:
+        pass
+
+    def see(self, batch: Batch) -> Tensor:
+        """[b, 3, t, s, s] clips."""
+        return rearrange(see_recorded(batch["frames"]), "b t c h w -> b c t h w")
+
+    def heldout(self, count: int) -> Batch:
+        return {
+            name: torch.from_numpy(x).to(self.device)
+            for name, x in self.data.heldout(count).items()
+        }
+
+    def labels(self, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+
+def see_recorded(frames: Tensor) -> Tensor:
+    """uint8 frames, normalised."""
+    return (frames.float() / 255 - PIXEL_MEAN) / PIXEL_STD
+
+
+CLIPS = {
+    "moving": (MovingData, DigitClips),
+    "two_rooms_rgb": (TwoRoomsRGBData, RoomClips),
+    "trajectories": (partial(TrajectoriesData, acted=False), RecordedClips),
+}
 "Data by name -> where it is made, and what is asked about it."

@@ -26,9 +26,10 @@ from torch import Tensor
 from models.worlds.jepa.config import IJEPAConfig
 from models.worlds.jepa.ijepa import IJEPA
 from models.worlds.jepa.targets import Latents
-from training.data.config_worlds import MovingConfig, TwoRoomsRGBConfig
+from training.data.config_worlds import MovingConfig, TrajectoriesConfig, TwoRoomsRGBConfig
 from training.data.masks import Masks, tubes
 from training.data.moving import MovingData
+from training.data.trajectories import TrajectoriesData
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
 from training.errors import UserError
@@ -45,7 +46,7 @@ from training.schema import TrainConfig
 from training.seeding import numpy_rng
 from training.torch_step import Batch
 
-CLIP_DATA = MovingConfig, TwoRoomsRGBConfig
+CLIP_DATA = MovingConfig, TwoRoomsRGBConfig, TrajectoriesConfig
 CHUNK = 64  # films that are encoded at once
 
 
@@ -58,12 +59,12 @@ class JEPAVideoMaskedTraining(JEPATraining):
     """Trains encoder and predictor; the average follows."""
 
     model: IJEPA
-    data: MovingData | TwoRoomsRGBData
+    data: MovingData | TwoRoomsRGBData | TrajectoriesData
 
     def __init__(
         self,
         config: TrainConfig,
-        data: MovingData | TwoRoomsRGBData,
+        data: MovingData | TwoRoomsRGBData | TrajectoriesData,
         processes: Processes,
         device: torch.device,
     ) -> None:
@@ -187,7 +188,11 @@ def fill_shapes(config: TrainConfig) -> IJEPAConfig:
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_parts(
-        config, JEPAVideoMaskedRecipeConfig, ("ijepa",), CLIP_DATA, "moving or data=two_rooms_rgb"
+        config,
+        JEPAVideoMaskedRecipeConfig,
+        ("ijepa",),
+        CLIP_DATA,
+        "moving, data=two_rooms_rgb or data=trajectories",
     )
     assert isinstance(config.model, IJEPAConfig) and isinstance(config.data, CLIP_DATA)
     size = config.data.seq_len, config.data.image_size, config.data.image_size

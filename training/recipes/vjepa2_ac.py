@@ -8,8 +8,8 @@ V-JEPA 2-AC (2025, arXiv:2506.09985). One step, with T frames and the blocks of 
     loss   = mean of |told_t - z_t+1| and of |ahead_k - z_k|
 
 The encoder is that of a run of recipe=jepa_video_masked on the same world (`recipe.weights`), or
-random. A state is where the dot is; in rollouts and plans, where the actions would have brought it
-with nothing in the way.
+random. A state is where the actor is; in rollouts and plans, where the actions would have brought
+it with nothing in the way.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from models.worlds.jepa.config import IJEPAConfig, VJEPA2ACConfig
 from models.worlds.jepa.targets import Latents
 from models.worlds.jepa.vjepa2_ac import VJEPA2AC
 from models.worlds.planners import Cost
-from training.data.config_worlds import TwoRoomsRGBConfig
+from training.data.config_worlds import TrajectoriesConfig, TwoRoomsRGBConfig
+from training.data.trajectories import TrajectoriesData
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
-from training.envs.two_rooms_rgb import CANVAS, SPEED
+from training.envs.two_rooms_rgb import CANVAS
 from training.errors import UserError
 from training.estimate import Estimate, state_memory, torch_activations, torch_flops
 from training.evaluation import rooms_rgb
@@ -45,13 +46,12 @@ from training.recipes.config import check_parts
 from training.recipes.config_worlds import VJEPA2ACRecipeConfig
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
-from training.recipes.jepa_video_clips import see_rooms
+from training.recipes.vjepa2_ac_worlds import RecordedActed, RoomsActed
 from training.schema import TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch
 
-CHANNELS, STATE_DIM = 3, 2
-AHEAD = (1, 2, 3)  # blocks ahead at which places are read off predictions
+CHANNELS = 3
 CHUNK = 32  # walks that are encoded at once
 
 
@@ -59,10 +59,14 @@ class VJEPA2ACTraining(JEPATraining):
     """Trains the predictor; plans with it at the end."""
 
     model: VJEPA2AC
-    data: TwoRoomsRGBData
+    data: TwoRoomsRGBData | TrajectoriesData
 
     def __init__(
-        self, config: TrainConfig, data: TwoRoomsRGBData, processes: Processes, device: torch.device
+        self,
+        config: TrainConfig,
+        data: TwoRoomsRGBData | TrajectoriesData,
+        processes: Processes,
+        device: torch.device,
     ) -> None:
         assert isinstance(config.recipe, VJEPA2ACRecipeConfig)
         self.recipe, self.model_config = config.recipe, config.model
@@ -70,8 +74,10 @@ class VJEPA2ACTraining(JEPATraining):
             config, data, processes, device, partial(build_model, config),
             data.config.batch_size * data.config.seq_len,
         )  # fmt: skip
-        self.mean, self.std = (
-            torch.from_numpy(x).to(device) for x in (data.action_mean, data.action_std)
+        self.world = (
+            RoomsActed(data, device)
+            if isinstance(data, TwoRoomsRGBData)
+            else RecordedActed(data, device)
         )
         self.flops_per_step = estimate(config).flops_per_step
 
@@ -82,24 +88,12 @@ class VJEPA2ACTraining(JEPATraining):
             assert isinstance(model, VJEPA2AC)
             load_encoder(model, locate(self.recipe.weights))
 
-    def see(self, positions: Tensor) -> Tensor:
-        """[b, t, 3, s, s] frames, normalised."""
-        return see_rooms(positions, self.data.config.image_size)
-
-    def states(self, start: Tensor, actions: Tensor) -> Tensor:
-        """[..., 2] places and [..., t, a] blocks after them -> [..., t, 2] states before each."""
-        raw = actions.unflatten(-1, (-1, 2)) * self.std + self.mean
-        moved = SPEED * raw.clamp(-1, 1).sum(dim=-2)  # [..., t, 2]
-        reached = start[..., None, :] + moved.cumsum(dim=-2) - moved
-        return reached / CANVAS * 2 - 1
-
     def latents(self, batch: Batch) -> tuple[Latents, Tensor]:
-        positions, actions = batch["positions"], batch["actions"]
-        z = self.model.encode(self.see(positions))  # [b, t, n, d]
-        true = positions[:, :-1] / CANVAS * 2 - 1
-        told = self.model.predictor(z[:, :-1], actions, true)
+        actions, states = batch["actions"], self.world.states(batch)
+        z = self.model.encode(self.world.see(batch))  # [b, t, n, d]
+        told = self.model.predictor(z[:, :-1], actions, states[:, :-1])
         steps = min(self.recipe.rollout_steps, actions.shape[1])
-        guessed = self.states(positions[:, 0], actions[:, :steps])
+        guessed = self.world.guessed(states[:, 0], actions[:, :steps])
         ahead = self.model.rollout(z[:, 0], actions[:, :steps], guessed)
         wanted = torch.cat([z[:, 1:], z[:, 1 : 1 + steps]], dim=1)
         return Latents(z, torch.cat([told, ahead], dim=1), wanted), actions
@@ -120,42 +114,53 @@ class VJEPA2ACTraining(JEPATraining):
         return metrics
 
     def look(self) -> dict[str, float]:
-        """Errors against the last frame seen, and places read off predictions."""
-        skip, device, reach = self.data.config.skip, self.trainer.device, max(AHEAD)
-        walks = self.data.heldout(self.recipe.probe_walks)
-        positions = torch.from_numpy(walks.positions[:, : reach * skip + 1 : skip]).to(device)
-        blocks = torch.from_numpy(self.data.blocks(walks.actions[:, : reach * skip])).to(device)
-        z = torch.cat([self.model.encode(self.see(p)).float() for p in positions.split(CHUNK)])
+        """Errors against the last frame seen; in the rooms, places read off predictions too."""
+        batch = self.world.heldout(self.recipe.probe_walks)
+        states, actions = self.world.states(batch), batch["actions"]
+        parts = zip(*(x.split(CHUNK) for x in batch.values()), strict=True)
+        seen = [self.world.see(dict(zip(batch, part, strict=True))) for part in parts]
+        z = torch.cat([self.model.encode(frames).float() for frames in seen])
         ahead, wrong = (
-            self.model.rollout(z[:, 0], a, self.states(positions[:, 0], a)).float()
-            for a in (blocks, blocks.roll(1, 0))
+            self.model.rollout(z[:, 0], a, self.world.guessed(states[:, 0], a)).float()
+            for a in (actions, actions.roll(1, 0))
         )
         truth = z[:, 1:]
-        errors = {
-            name: (x - truth).abs().mean().item()
-            for name, x in (("told", ahead), ("wrong", wrong), ("last", z[:, :1]))
-        }
+        told, shuffled, last = ((x - truth).abs().mean().item() for x in (ahead, wrong, z[:, :1]))
         middle = z[:, 0, z.shape[2] // 2]
-        metrics = self.health(middle, action_use=errors["wrong"] / max(errors["told"], 1e-12))
+        metrics = self.health(middle, action_use=shuffled / max(told, 1e-12))
         self.alarm = None  # what is frozen does not collapse
-        metrics["eval/error_over_last"] = errors["told"] / max(errors["last"], 1e-12)
+        metrics["eval/error_over_last"] = told / max(last, 1e-12)
+        if isinstance(self.world, RoomsActed):
+            metrics |= self.read_places(z, ahead, batch["positions"])
+        return metrics
+
+    def read_places(self, z: Tensor, ahead: Tensor, positions: Tensor) -> dict[str, float]:
+        """A probe of places, fitted to the latents of half of the walks."""
         half, flat, later = len(z) // 2, z.flatten(2), ahead.flatten(2)
         probe = linear_probe(flat[:half].flatten(0, 1), positions[:half].flatten(0, 1), ridge=1e-2)
         told, places = probe(flat[half:]), positions[half:]
-        metrics["eval/probe/px"] = distance_rms(told, places)
-        metrics["eval/probe/r2"] = r_squared(told.flatten(0, 1), places.flatten(0, 1))
-        for step in AHEAD:
+        metrics = {
+            "eval/probe/px": distance_rms(told, places),
+            "eval/probe/r2": r_squared(told.flatten(0, 1), places.flatten(0, 1)),
+        }
+        for step in range(1, places.shape[1]):
             told = probe(later[half:, step - 1])
             metrics[f"eval/probe/px_after_{step}"] = distance_rms(told, places[:, step])
         return metrics
 
     def plan(self) -> dict[str, float]:
         """Episodes of every policy."""
+        world = self.world
+        assert isinstance(world, RoomsActed)
+
+        def see(positions: Tensor) -> Tensor:
+            return world.see({"positions": positions})
+
         rates, series = rooms_rgb.evaluate_policies(
             lambda episodes, generator: ACPolicies(
-                episodes, self.model, self.see, self.recipe, self.data, generator, self.states
+                episodes, self.model, see, self.recipe, world.data, generator, world.guessed
             ),
-            self.data,
+            world.data,
             self.recipe,
             self.config.seed,
             self.trainer.device,
@@ -178,10 +183,10 @@ class ACPolicies(rooms_rgb.Policies):
     """Plans by the mean absolute distance of patches.
 
     Args:
-        states: places and blocks of actions -> states before each block.
+        guessed: states and blocks of actions after them -> states before each block.
     """
 
-    states: Callable[[Tensor, Tensor], Tensor]
+    guessed: Callable[[Tensor, Tensor], Tensor]
 
     def model(self) -> rooms_rgb.Act:
         goal = self.latent(self.episodes.goal)
@@ -190,8 +195,9 @@ class ACPolicies(rooms_rgb.Policies):
             z = self.latent(position)
 
             def cost(blocks: Tensor) -> Tensor:
-                start = position[:, None].expand(-1, blocks.shape[1], -1)
-                told = self.world.imagine(z, blocks, self.states(start, blocks))
+                state = position[:, None] / CANVAS * 2 - 1
+                start = state.expand(-1, blocks.shape[1], -1)
+                told = self.world.imagine(z, blocks, self.guessed(start, blocks))
                 distances = (told - goal[:, None, None]).abs().mean(dim=(-1, -2))
                 return over_horizon(distances, self.recipe.planning.cost)
 
@@ -207,7 +213,7 @@ def encoder_config(config: TrainConfig) -> IJEPAConfig:
         UserError: there is none, or it is of other frames.
     """
     data, weights = config.data, config.recipe.weights
-    assert isinstance(data, TwoRoomsRGBConfig)
+    assert isinstance(data, TwoRoomsRGBConfig | TrajectoriesConfig)
     size = [1, data.image_size, data.image_size]
     if weights is None:
         patch = [1, data.image_size // 4, data.image_size // 4]
@@ -229,10 +235,19 @@ def encoder_config(config: TrainConfig) -> IJEPAConfig:
     return dataclasses.replace(found, size=size)
 
 
+def widths(config: TrainConfig) -> tuple[int, int]:
+    """Components of an action and of a state."""
+    data = config.data
+    if isinstance(data, TwoRoomsRGBConfig):
+        return 2 * data.skip, 2
+    assert isinstance(data, TrajectoriesConfig)
+    return data.action_dim, data.state_dim
+
+
 def build_model(config: TrainConfig) -> VJEPA2AC:
-    assert isinstance(config.model, VJEPA2ACConfig) and isinstance(config.data, TwoRoomsRGBConfig)
+    assert isinstance(config.model, VJEPA2ACConfig)
     try:
-        return VJEPA2AC(config.model, encoder_config(config), 2 * config.data.skip, STATE_DIM)
+        return VJEPA2AC(config.model, encoder_config(config), *widths(config))
     except ValueError as error:
         raise UserError(f"recipe.weights={config.recipe.weights}: {error}") from error
 
@@ -260,8 +275,20 @@ def load_encoder(model: VJEPA2AC, directory: Path) -> None:
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, VJEPA2ACRecipeConfig, ("vjepa2_ac",), (TwoRoomsRGBConfig,), "two_rooms_rgb")
-    rooms_rgb.check(config.recipe, config.data)
+    check_parts(
+        config, VJEPA2ACRecipeConfig, ("vjepa2_ac",), (TwoRoomsRGBConfig, TrajectoriesConfig),
+        "two_rooms_rgb or data=trajectories",
+    )  # fmt: skip
+    recipe, data = config.recipe, config.data
+    assert isinstance(recipe, VJEPA2ACRecipeConfig)
+    if isinstance(data, TwoRoomsRGBConfig):
+        rooms_rgb.check(recipe, data)
+    elif recipe.policies or data.action_dim != data.state_dim:
+        raise UserError(
+            f"recipe.policies={recipe.policies}, data.action_dim={data.action_dim}, "
+            f"data.state_dim={data.state_dim}: recorded actions are what they add to a state, and "
+            "no plans can be tried; set recipe.policies=[] and both widths alike"
+        )
     if config.data.image_size % 4:
         raise UserError(f"data.image_size={config.data.image_size} must be a multiple of 4")
 
@@ -269,23 +296,22 @@ def check(config: TrainConfig) -> None:
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> VJEPA2ACTraining:
     """The recipe of `config` with its data, its model initialised on `device`."""
     check(config)
-    assert isinstance(config.data, TwoRoomsRGBConfig)
-    make = partial(TwoRoomsRGBData, rank=processes.rank, world=processes.world)
-    return VJEPA2ACTraining(config, make(config.data, seed=config.seed), processes, device)
+    make = TwoRoomsRGBData if isinstance(config.data, TwoRoomsRGBConfig) else TrajectoriesData
+    data = make(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+    return VJEPA2ACTraining(config, data, processes, device)
 
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data is made."""
     check(config)
-    data = config.data
-    assert isinstance(data, TwoRoomsRGBConfig)
+    data, (action_dim, state_dim) = config.data, widths(config)
     with torch.device("meta"):
         model = build_model(config)
     rows = max(1, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
     steps, size = data.seq_len - 1, data.image_size
     frames = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")
-    actions = torch.zeros(rows, steps, 2 * data.skip, device="meta")
-    states = torch.zeros(rows, steps, STATE_DIM, device="meta")
+    actions = torch.zeros(rows, steps, action_dim, device="meta")
+    states = torch.zeros(rows, steps, state_dim, device="meta")
     ahead = min(config.recipe.rollout_steps, steps)
 
     def loss() -> Tensor:

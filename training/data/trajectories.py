@@ -1,0 +1,155 @@
+"""Recorded trajectories: films with what was done and where the actor was, a file each.
+
+A directory of .npz files (DROID and other robots' data converts to it):
+
+    frames    [t, h, w, 3] uint8
+    actions   [t, a] or [t-1, a] floats: what was done after each frame
+    states    [t, s] floats: where the actor was; if s = a, an action is what it adds to the state
+
+Windows of every file, `data.skip` frames apart, are visited in an exact shuffled order; between two
+of their frames the actions are added up. Files are read as arrays, never unpickled. Films without
+actions need frames only.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from training.data.config_worlds import TrajectoriesConfig
+from training.data.corpus import DataError
+from training.data.generated import GeneratedData
+from training.data.order import visit
+from training.seeding import stream_seed
+
+KEPT = 8  # files that stay in memory
+
+
+class TrajectoriesData(GeneratedData[TrajectoriesConfig]):
+    """Windows of recorded trajectories; some files are held out, by the hash of their names.
+
+    Args:
+        acted: whether actions and states are wanted.
+    """
+
+    item = "window"
+
+    def __init__(
+        self,
+        config: TrajectoriesConfig,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        acted: bool = True,
+    ) -> None:
+        super().__init__(config, seed=seed, rank=rank, world=world)
+        self.acted = acted
+        self._read = lru_cache(KEPT)(self.read)
+        files = sorted(Path(config.path or "").glob("*.npz")) if config.path else []
+        if len(files) < 2:
+            raise DataError(
+                f"data.path={config.path}: {len(files)} .npz files; name a directory with at "
+                "least two trajectories (training/data/trajectories.py says what is in them)"
+            )
+        held = [stream_seed(0, file.name) / 2**63 < config.heldout for file in files]
+        if all(held) or not any(held):
+            held = [i == 0 for i in range(len(files))]
+        self._windows, self._held = (
+            self.windows([f for f, out in zip(files, held, strict=True) if out == wanted])
+            for wanted in (False, True)
+        )
+        self.count = len(self._windows)
+
+    def windows(self, files: list[Path]) -> list[tuple[Path, int]]:
+        """Where every window begins."""
+        reach = self.config.skip * (self.config.seq_len - 1)
+        found = [(file, i) for file in files for i in range(max(0, length(file) - reach))]
+        if not found:
+            raise DataError(
+                f"data.path={self.config.path}: no trajectory of a part has the {reach + 1} frames "
+                "of a window: lower data.seq_len or data.skip"
+            )
+        return found
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """`frames` [b, T, 3, s, s] uint8, `actions` [b, T-1, a], `states` [b, T, s]."""
+        size = self.config.batch_size
+        rows = self.mine(visit(step * size, size, self.count, self._seed))
+        return self.gather([self._windows[row] for row in rows])
+
+    def heldout(self, count: int) -> dict[str, np.ndarray]:
+        """Windows of the held-out files, spread over them."""
+        rows = np.linspace(0, len(self._held) - 1, min(count, len(self._held))).astype(int)
+        return self.gather([self._held[row] for row in rows])
+
+    def gather(self, windows: list[tuple[Path, int]]) -> dict[str, np.ndarray]:
+        skip, reach = self.config.skip, self.config.skip * (self.config.seq_len - 1)
+        parts: dict[str, list[np.ndarray]] = {}
+        for file, first in windows:
+            read = self._read(file)
+            frames = read["frames"][first : first + reach + 1 : skip].transpose(0, 3, 1, 2)
+            parts.setdefault("frames", []).append(frames)
+            if self.acted:
+                done = read["actions"][first : first + reach]
+                parts.setdefault("actions", []).append(done.reshape(-1, skip, done.shape[1]).sum(1))
+                states = read["states"][first : first + reach + 1 : skip]
+                parts.setdefault("states", []).append(states)
+        return {name: np.stack(rows) for name, rows in parts.items()}
+
+    def read(self, file: Path) -> dict[str, UInt8[np.ndarray, ...] | Float32[np.ndarray, ...]]:
+        """One file, checked.
+
+        Raises:
+            DataError: something is missing, of another size or kind, or not a number.
+        """
+        config, size = self.config, self.config.image_size
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                found = {name: content[name] for name in content.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{file} cannot be read: {error}") from error
+        frames = found.get("frames")
+        if frames is None or frames.dtype != np.uint8 or frames.shape[1:] != (size, size, 3):
+            what = "none" if frames is None else f"{frames.dtype} {list(frames.shape)}"
+            raise DataError(
+                f"{file}: frames must be uint8 [t, {size}, {size}, 3], they are {what}: convert "
+                "them, or set data.image_size"
+            )
+        if not self.acted:
+            return {"frames": frames}
+        result = {"frames": frames}
+        for name, width, least in (
+            ("actions", config.action_dim, len(frames) - 1),
+            ("states", config.state_dim, len(frames)),
+        ):
+            rows = found.get(name)
+            if rows is None or rows.ndim != 2 or rows.shape[1] != width or len(rows) < least:
+                what = "none" if rows is None else list(rows.shape)
+                raise DataError(
+                    f"{file}: {name} must be [{least}, {width}], they are {what}: convert them, "
+                    f"or set data.{name.removesuffix('s')}_dim"
+                )
+            if not np.isfinite(rows).all():
+                bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
+                raise DataError(f"{file}: {name}[{bad}] is {rows[bad]}: a number is expected")
+            result[name] = rows.astype(np.float32)
+        return result
+
+
+def length(file: Path) -> int:
+    """Frames of a file, from its header alone."""
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open("frames.npy") as part:
+            version = np.lib.format.read_magic(part)
+            if version == (1, 0):
+                shape, _, _ = np.lib.format.read_array_header_1_0(part)
+            else:
+                shape, _, _ = np.lib.format.read_array_header_2_0(part)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} is no .npz file with `frames`: {error}") from error
+    return shape[0]

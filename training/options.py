@@ -1,0 +1,116 @@
+"""What every group of a configuration may be: `recipe=lejepa`, `data=stdlib`, `model=transformer`.
+
+An option is a dataclass here, and a file of values under configs/. No framework is loaded.
+"""
+
+from __future__ import annotations
+
+from models.language.config import (
+    TransformerConfig,
+    TTTE2EConfig,
+)
+from models.worlds.jepa.config import (
+    IJEPAConfig,
+    JEPAConfig,
+    JEPAVideoConfig,
+    LeJEPAConfig,
+    LeWMConfig,
+    VJEPA2ACConfig,
+)
+from training.data.config import (
+    ConversationsConfig,
+    FactsConfig,
+    FilesConfig,
+    HubConfig,
+    MarkovConfig,
+    SelfStudyConfig,
+    StatementsConfig,
+    StdlibConfig,
+)
+from training.data.config_worlds import (
+    HubImagesConfig,
+    MovingConfig,
+    SmallImagesConfig,
+    TrajectoriesConfig,
+    TwoRoomsConfig,
+    TwoRoomsRGBConfig,
+)
+from training.recipes.config import (
+    CartridgesConfig,
+    CartridgesTeacherConfig,
+    FastWeightsConfig,
+    LanguageModelConfig,
+    MemoryBudgetConfig,
+    TTTE2ERecipeConfig,
+)
+from training.recipes.config_worlds import (
+    IJEPARecipeConfig,
+    JEPAPlanningConfig,
+    JEPAVideoMaskedRecipeConfig,
+    JEPAVideoRecipeConfig,
+    LeJEPARecipeConfig,
+    LeWMRecipeConfig,
+    VJEPA2ACRecipeConfig,
+)
+from training.schema import TrainConfig
+
+# Group -> option of `<option>_schema` -> dataclass. The YAML of an option starts from its schema.
+SCHEMAS: dict[str, dict[str, type]] = {
+    "recipe": {
+        "language_model": LanguageModelConfig,
+        "fast_weights": FastWeightsConfig,
+        "ttt_e2e": TTTE2ERecipeConfig,
+        "cartridges_teacher": CartridgesTeacherConfig,
+        "cartridges": CartridgesConfig,
+        "memory_budget": MemoryBudgetConfig,
+        "jepa_planning": JEPAPlanningConfig,
+        "lejepa": LeJEPARecipeConfig,
+        "ijepa": IJEPARecipeConfig,
+        "jepa_video": JEPAVideoRecipeConfig,
+        "jepa_video_masked": JEPAVideoMaskedRecipeConfig,
+        "lewm": LeWMRecipeConfig,
+        "vjepa2_ac": VJEPA2ACRecipeConfig,
+    },
+    "model": {
+        "transformer": TransformerConfig,
+        "ttt_e2e": TTTE2EConfig,
+        "jepa": JEPAConfig,
+        "lejepa": LeJEPAConfig,
+        "ijepa": IJEPAConfig,
+        "jepa_video": JEPAVideoConfig,
+        "lewm": LeWMConfig,
+        "vjepa2_ac": VJEPA2ACConfig,
+    },
+    "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
+    "data": {
+        "stdlib": StdlibConfig,
+        "files": FilesConfig,
+        "hub": HubConfig,
+        "markov": MarkovConfig,
+        "facts": FactsConfig,
+        "statements": StatementsConfig,
+        "self_study": SelfStudyConfig,
+        "conversations": ConversationsConfig,
+        "two_rooms": TwoRoomsConfig,
+        "small_images": SmallImagesConfig,
+        "hub_images": HubImagesConfig,
+        "moving": MovingConfig,
+        "two_rooms_rgb": TwoRoomsRGBConfig,
+        "trajectories": TrajectoriesConfig,
+    },
+    "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
+    "data/images": {"small_images": SmallImagesConfig, "hub_images": HubImagesConfig},
+    "data/clips": {"moving": MovingConfig, "trajectories": TrajectoriesConfig},
+    "data/acted": {"two_rooms_rgb": TwoRoomsRGBConfig, "trajectories": TrajectoriesConfig},
+}
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, under the names the YAML files' defaults lists use."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=TrainConfig)
+    for group, options in SCHEMAS.items():
+        for option, node in options.items():
+            store.store(group=group, name=f"{option}_schema", node=node)
