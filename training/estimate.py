@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from training.schema import OptimConfig, Optimiser, ScaleConfig
+from training.schema import OptimConfig, Optimiser, ScaleConfig, TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,6 +73,36 @@ def torch_flops(loss: Callable[[], Tensor]) -> int:
     with FlopCounterMode(display=False) as counter:
         loss().backward()
     return counter.get_total_flops()
+
+
+def torch_estimate(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    rows: int,
+    config: TrainConfig,
+    units: int,
+    unit: str,
+) -> Estimate:
+    """A model on meta without sharded blocks; `loss` is of `rows` rows of data.batch_size.
+
+    Args:
+        units: of experience per step of all processes; `unit` names them.
+    """
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    memory = state_memory(parameters, 0, config.optim, config.scale)
+    return Estimate(
+        parameters,
+        torch_flops(loss) * (config.data.batch_size / rows),
+        units,
+        unit,
+        {**memory, "activations": torch_activations(model, loss)},
+    )
+
+
+def rows_at_once(config: TrainConfig, least: int = 1) -> int:
+    """Rows of a batch that one process sees at once."""
+    devices = config.scale.devices or 1
+    return max(least, config.data.batch_size // devices // config.optim.accumulate)
 
 
 def jax_activations(loss: Callable[[Any], Any], params: Any) -> int:

@@ -137,7 +137,7 @@ class VisionTransformer(nn.Module):
         ):
             raise ValueError(
                 f"images of {' x '.join(map(str, size))} cannot be cut into patches of "
-                f"{' x '.join(map(str, self.patch))}: change model.encoder.patch or the data's size"
+                f"{' x '.join(map(str, self.patch))}: change the model's patch or the data's size"
             )
         return tuple(whole // part for whole, part in zip(size, self.patch, strict=True))
 

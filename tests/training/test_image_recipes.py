@@ -193,7 +193,7 @@ def test_two_processes_mask_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("paper", "override", "says"),
     [
-        ("lejepa", "recipe.regularizer=vc_idm", r"about actions, which recipe=lejepa has not"),
+        ("lejepa", "recipe.regularizer=vc_idm", r"tells actions, which recipe=lejepa has not"),
         ("lejepa", "data.views.local_count=2", r"sees images of one size, 16; use that, or kind="),
         ("lejepa", "model.encoder.heads=5", None),
         ("ijepa", "model.patch=[5,5]", r"model\.patch=\[5, 5\] .* divide data\.image_size=16"),

@@ -105,7 +105,9 @@ def multi_block(
         if not len(missing):
             break
     else:
-        raise ValueError(no_context(grid, f"{targets} targets of {size[0]} x {size[1]}", min_keep))
+        raise ValueError(
+            no_context(grid, f"{targets} targets", size, min_keep, "recipe.target_scale")
+        )
     told = shortest(rng, blocks.reshape(batch * targets, -1)).reshape(batch, targets, -1)
     return Masks(shortest(rng, context.reshape(batch, -1)), told)
 
@@ -135,7 +137,7 @@ def tubes(
         if not len(missing):
             break
     else:
-        raise ValueError(no_context(space, f"{blocks} blocks of {size[0]} x {size[1]}", min_keep))
+        raise ValueError(no_context(space, f"{blocks} blocks", size, min_keep, "recipe.scales"))
     flat = covered.reshape(batch, -1)
     seen, told = (through(shortest(rng, part), frames, flat.shape[1]) for part in (~flat, flat))
     return Masks(seen, told[:, None])
@@ -147,8 +149,11 @@ def through(places: Int64[np.ndarray, "b k"], frames: int, area: int) -> Int64[n
     return found.reshape(len(places), -1)
 
 
-def no_context(grid: Sequence[int], what: str, min_keep: int) -> str:
+def no_context(
+    grid: Sequence[int], what: str, size: tuple[int, int], min_keep: int, key: str
+) -> str:
     return (
-        f"{what} patches leave no {min_keep} of a grid of {grid[0]} x {grid[1]} to be seen: use "
-        "smaller patches (model.encoder.patch), or lower recipe.target_scale or recipe.min_keep"
+        f"{what} of {size[0]} x {size[1]} patches leave no {min_keep} of a grid of {grid[0]} x "
+        f"{grid[1]} to be seen: use smaller patches (model.patch), or lower {key} or "
+        "recipe.min_keep"
     )

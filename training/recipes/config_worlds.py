@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import ClassVar
 
 from training.fields import at_least, within
 from training.recipes.config import RecipeConfig
@@ -31,6 +32,8 @@ class Target(StrEnum):
 class JEPARecipeConfig(RecipeConfig):
     """What recipes of joint-embedding predictive architectures have in common."""
 
+    tells_actions: ClassVar[bool] = False
+    "Whether the model has a network for it."
     regularizer: Regularizer = Regularizer.vicreg
     "none, ema, vicreg, vc_idm or sigreg: which of the weighted terms below there are."
     target: Target | None = None
@@ -59,6 +62,11 @@ class JEPARecipeConfig(RecipeConfig):
         at_least(self, "recipe", 0, *(f"{name}_weight" for name in weights))
         at_least(self, "recipe", 1, "directions")
         within(self, "recipe", 0.0, 1.0, "ema_decay")
+        if self.regularizer == Regularizer.vc_idm and not self.tells_actions:
+            raise ValueError(
+                "recipe.regularizer=vc_idm needs a network that tells actions, which "
+                f"recipe={self.name} has not: use vicreg"
+            )
         if self.regularizer == Regularizer.ema and self.target not in (None, Target.ema):
             raise ValueError(
                 f"recipe.regularizer=ema has targets of its own: set recipe.target=null, "
@@ -152,6 +160,8 @@ POLICIES = (
 class JEPAPlanningConfig(JEPARecipeConfig):
     """A world model of two rooms, judged by plans that lead through the door."""
 
+    tells_actions: ClassVar[bool] = True
+    "It has one."
     name: str = "jepa_planning"
     "Which recipe: the stem of its file."
     regularizer: Regularizer = Regularizer.vc_idm
@@ -199,11 +209,6 @@ class ImageJEPARecipeConfig(JEPARecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "recipe", 0, "probe_views")
-        if self.regularizer == Regularizer.vc_idm:
-            raise ValueError(
-                f"recipe.regularizer=vc_idm is about actions, which recipe={self.name} has not: "
-                "use vicreg"
-            )
 
 
 @dataclass
@@ -263,11 +268,6 @@ class JEPAVideoRecipeConfig(JEPARecipeConfig):
         super().__post_init__()
         at_least(self, "recipe", 8, "films")
         at_least(self, "recipe", 1, "horizon", "cells")
-        if self.regularizer == Regularizer.vc_idm:
-            raise ValueError(
-                "recipe.regularizer=vc_idm is about actions, which recipe=jepa_video has not: "
-                "use vicreg"
-            )
 
 
 @dataclass
@@ -302,11 +302,6 @@ class JEPAVideoMaskedRecipeConfig(JEPARecipeConfig):
             raise ValueError(f"recipe.scales={self.scales} must be above 0 and up to 1")
         if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
             raise ValueError(f"recipe.aspect={self.aspect} must be [least, largest], above 0")
-        if self.regularizer == Regularizer.vc_idm:
-            raise ValueError(
-                "recipe.regularizer=vc_idm is about actions, which recipe=jepa_video_masked has "
-                "not: use vicreg"
-            )
 
 
 RGB_POLICIES = ("model", "random", "zero", "true_dynamics", "oracle")
@@ -348,11 +343,6 @@ class LeWMRecipeConfig(JEPARecipeConfig):
         if unknown := [name for name in self.policies if name not in RGB_POLICIES]:
             raise ValueError(
                 f"recipe.policies={unknown} are unknown: use {', '.join(RGB_POLICIES)}"
-            )
-        if self.regularizer == Regularizer.vc_idm:
-            raise ValueError(
-                "recipe.regularizer=vc_idm needs a network that tells actions, which model=lewm "
-                "has not: use vicreg"
             )
 
 

@@ -28,7 +28,7 @@ from training.data.images import ImageData
 from training.data.masks import Masks, multi_block
 from training.distributed import Processes
 from training.errors import UserError
-from training.estimate import Estimate, state_memory, torch_activations, torch_flops
+from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.recipes.config import check_parts
 from training.recipes.config_worlds import IJEPARecipeConfig, Target
 from training.recipes.image_jepa import ImageJEPATraining, channels_of, open_images
@@ -151,7 +151,7 @@ def estimate(config: TrainConfig) -> Estimate:
     assert isinstance(data, ImagesConfig)
     with torch.device("meta"):
         model = IJEPA(model_config, config.recipe.resolved_target == Target.ema)
-    rows = max(1, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    rows = rows_at_once(config)
     size = data.image_size
     images = torch.zeros(rows, model_config.channels, size, size, device="meta")
     masks = draw_masks(config, numpy_rng(config.seed, "masks/estimate"))
@@ -161,12 +161,4 @@ def estimate(config: TrainConfig) -> Estimate:
         latents = model(images, context, targets)
         return (latents.predicted - latents.target).square().mean()
 
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = state_memory(parameters, 0, config.optim, config.scale)
-    return Estimate(
-        parameters,
-        torch_flops(loss) * (data.batch_size / rows),
-        data.batch_size,
-        IJEPATraining.unit,
-        {**memory, "activations": torch_activations(model, loss)},
-    )
+    return torch_estimate(model, loss, rows, config, data.batch_size, IJEPATraining.unit)

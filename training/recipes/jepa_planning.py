@@ -31,7 +31,7 @@ from training.data.config_worlds import TwoRoomsConfig
 from training.data.two_rooms import TwoRoomsData, layouts
 from training.distributed import Processes
 from training.envs.two_rooms import Rooms, image_size, render, statistics
-from training.estimate import Estimate, state_memory, torch_activations, torch_flops
+from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.planning import (
     Episodes,
     Policies,
@@ -297,7 +297,7 @@ def estimate(config: TrainConfig) -> Estimate:
     model_config, data = fill_shapes(config), config.data
     with torch.device("meta"):
         model = JEPAPlanning(model_config)
-    rows = max(1, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    rows = rows_at_once(config)
     size = image_size(data.pool)
     frames = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")
     actions = torch.zeros(rows, data.seq_len - 1, ACTION_DIM, device="meta")
@@ -306,13 +306,6 @@ def estimate(config: TrainConfig) -> Estimate:
         latents = model(frames, actions)
         return (latents.predicted - latents.target).square().mean()
 
-    parameters = sum(p.numel() for p in model.parameters())
-    memory = state_memory(parameters, 0, config.optim, config.scale)
-    frames_per_step = data.batch_size * data.seq_len
-    return Estimate(
-        parameters,
-        torch_flops(loss) * (data.batch_size / rows),
-        frames_per_step,
-        JEPATraining.unit,
-        {**memory, "activations": torch_activations(model, loss)},
+    return torch_estimate(
+        model, loss, rows, config, data.batch_size * data.seq_len, JEPATraining.unit
     )

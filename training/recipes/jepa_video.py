@@ -30,7 +30,7 @@ from training.data.moving import Films, MovingData
 from training.distributed import Processes
 from training.envs.moving import draw_discs, draw_sprites
 from training.errors import UserError
-from training.estimate import Estimate, state_memory, torch_activations, torch_flops
+from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.detection import average_precision, detector, grid_of
 from training.evaluation.film_figures import detection_film
 from training.files import write_atomic
@@ -182,7 +182,7 @@ def estimate(config: TrainConfig) -> Estimate:
     data = config.data
     with torch.device("meta"):
         model = JEPAVideo(fill_shapes(config), config.recipe.resolved_target == Target.ema)
-    rows = max(1, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    rows = rows_at_once(config)
     shape = rows, data.seq_len, CHANNELS, data.image_size, data.image_size
     frames = torch.zeros(shape, device="meta")
 
@@ -190,12 +190,6 @@ def estimate(config: TrainConfig) -> Estimate:
         latents = model(frames)
         return (latents.predicted - latents.target).square().mean()
 
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = state_memory(parameters, 0, config.optim, config.scale)
-    return Estimate(
-        parameters,
-        torch_flops(loss) * (data.batch_size / rows),
-        data.batch_size * data.seq_len,
-        JEPAVideoTraining.unit,
-        {**memory, "activations": torch_activations(model, loss)},
+    return torch_estimate(
+        model, loss, rows, config, data.batch_size * data.seq_len, JEPAVideoTraining.unit
     )

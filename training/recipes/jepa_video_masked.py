@@ -33,7 +33,7 @@ from training.data.trajectories import TrajectoriesData
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
 from training.errors import UserError
-from training.estimate import Estimate, state_memory, torch_activations, torch_flops
+from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.film_figures import masked_film
 from training.evaluation.probes import accuracy, logistic_probe
 from training.files import write_atomic
@@ -223,7 +223,7 @@ def estimate(config: TrainConfig) -> Estimate:
     assert isinstance(data, CLIP_DATA) and isinstance(recipe, JEPAVideoMaskedRecipeConfig)
     with torch.device("meta"):
         model = IJEPA(model_config, recipe.resolved_target == Target.ema)
-    rows = max(1, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    rows = rows_at_once(config)
     assert model_config.size is not None
     clips = torch.zeros(rows, channels_of(config), *model_config.size, device="meta")
     masks = [
@@ -236,12 +236,6 @@ def estimate(config: TrainConfig) -> Estimate:
         found = [model.tell(clips, s, *mask) for mask in masks]
         return torch.stack([(x.predicted - x.target).abs().mean() for x in found]).sum()
 
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = state_memory(parameters, 0, config.optim, config.scale)
-    return Estimate(
-        parameters,
-        torch_flops(loss) * (data.batch_size / rows),
-        data.batch_size * data.seq_len,
-        JEPAVideoMaskedTraining.unit,
-        {**memory, "activations": torch_activations(model, loss)},
+    return torch_estimate(
+        model, loss, rows, config, data.batch_size * data.seq_len, JEPAVideoMaskedTraining.unit
     )

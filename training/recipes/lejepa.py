@@ -24,7 +24,7 @@ from training.data.config_worlds import HubImagesConfig, ImagesConfig, SmallImag
 from training.data.images import LOCAL, ImageData
 from training.distributed import Processes
 from training.errors import UserError
-from training.estimate import Estimate, state_memory, torch_activations, torch_flops
+from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.recipes.config import check_parts
 from training.recipes.config_worlds import LeJEPARecipeConfig, Target
 from training.recipes.image_jepa import ImageJEPATraining, channels_of, open_images
@@ -104,7 +104,7 @@ def estimate(config: TrainConfig) -> Estimate:
     averaged = config.recipe.resolved_target == Target.ema
     with torch.device("meta"):
         model = LeJEPA(model_config, averaged)
-    rows = max(2, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    rows = rows_at_once(config, least=2)
 
     def images(count: int, size: int) -> Tensor:
         return torch.zeros(rows, count, model_config.channels, size, size, device="meta")
@@ -118,12 +118,4 @@ def estimate(config: TrainConfig) -> Estimate:
         latents = model(views, local)
         return (latents.predicted - latents.target).square().mean()
 
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = state_memory(parameters, 0, config.optim, config.scale)
-    return Estimate(
-        parameters,
-        torch_flops(loss) * (data.batch_size / rows),
-        data.batch_size,
-        LeJEPATraining.unit,
-        {**memory, "activations": torch_activations(model, loss)},
-    )
+    return torch_estimate(model, loss, rows, config, data.batch_size, LeJEPATraining.unit)

@@ -27,7 +27,7 @@ from training.data.config_worlds import TwoRoomsRGBConfig
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
 from training.errors import UserError
-from training.estimate import Estimate, state_memory, torch_activations, torch_flops
+from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation import rooms_rgb
 from training.evaluation.probes import distance_rms, linear_probe, mlp_probe, r_squared
 from training.evaluation.room_figures import rgb_paths_chart
@@ -205,7 +205,7 @@ def estimate(config: TrainConfig) -> Estimate:
     assert isinstance(data, TwoRoomsRGBConfig) and model_config.action_dim is not None
     with torch.device("meta"):
         model = LeWM(model_config, config.recipe.resolved_target == Target.ema)
-    rows = max(2, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    rows = rows_at_once(config, least=2)
     size = data.image_size
     frames = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")
     actions = torch.zeros(rows, data.seq_len - 1, model_config.action_dim, device="meta")
@@ -214,12 +214,6 @@ def estimate(config: TrainConfig) -> Estimate:
         latents = model(frames, actions)
         return (latents.predicted - latents.target).square().mean()
 
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = state_memory(parameters, 0, config.optim, config.scale)
-    return Estimate(
-        parameters,
-        torch_flops(loss) * (data.batch_size / rows),
-        data.batch_size * data.seq_len,
-        LeWMTraining.unit,
-        {**memory, "activations": torch_activations(model, loss)},
+    return torch_estimate(
+        model, loss, rows, config, data.batch_size * data.seq_len, LeWMTraining.unit
     )

@@ -35,7 +35,7 @@ from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
 from training.envs.two_rooms_rgb import CANVAS
 from training.errors import UserError
-from training.estimate import Estimate, state_memory, torch_activations, torch_flops
+from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation import rooms_rgb
 from training.evaluation.planning import over_horizon
 from training.evaluation.probes import distance_rms, linear_probe, r_squared
@@ -307,7 +307,7 @@ def estimate(config: TrainConfig) -> Estimate:
     data, (action_dim, state_dim) = config.data, widths(config)
     with torch.device("meta"):
         model = build_model(config)
-    rows = max(1, data.batch_size // (config.scale.devices or 1) // config.optim.accumulate)
+    rows = rows_at_once(config)
     steps, size = data.seq_len - 1, data.image_size
     frames = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")
     actions = torch.zeros(rows, steps, action_dim, device="meta")
@@ -320,12 +320,6 @@ def estimate(config: TrainConfig) -> Estimate:
         later = model.rollout(z[:, 0], actions[:, :ahead], states[:, :ahead])
         return told.abs().mean() + later.abs().mean()
 
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    memory = state_memory(parameters, 0, config.optim, config.scale)
-    return Estimate(
-        parameters,
-        torch_flops(loss) * (data.batch_size / rows),
-        data.batch_size * data.seq_len,
-        VJEPA2ACTraining.unit,
-        {**memory, "activations": torch_activations(model, loss)},
+    return torch_estimate(
+        model, loss, rows, config, data.batch_size * data.seq_len, VJEPA2ACTraining.unit
     )
