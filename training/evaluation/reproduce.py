@@ -39,6 +39,7 @@ from training.provenance import commit, git, versions
 from training.run_directory import digest, plain
 from training.schema import identity
 
+DRAWN_ONCE = ("paths/", "distance/")  # series of pictures: those of the first seed are kept
 MAX_BYTES = 200_000  # of a results file
 POINTS = 60  # of a curve
 CODE = ("models", "training", "kernels", "configs", "scripts")
@@ -141,8 +142,12 @@ def record_run(
     found["final"] = {key: [short(metrics.get(key)) for metrics in every] for key in names}
     if any("series" in results for results in outcome.results):
         found["series"] = [
-            {name: [short(v) for v in values] for name, values in results["series"].items()}
-            for results in outcome.results
+            {
+                name: [short(v) for v in values]
+                for name, values in results["series"].items()
+                if seed == 0 or not name.startswith(DRAWN_ONCE)
+            }
+            for seed, results in enumerate(outcome.results)
         ]
     return found if outcome.failure is None else {**found, "failure": outcome.failure}
 
