@@ -97,7 +97,7 @@ class JEPATraining:
             raise UserError(
                 f"the model normalises over the batch, and {self.processes.world} processes "
                 "without GPUs cannot share its statistics: use one process, or "
-                "model.encoder.kind=conv with model.projector=[]"
+                "a model without BatchNorm (recipe=lejepa: encoder.kind=conv, projector=[])"
             )
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 

@@ -125,10 +125,7 @@ class RecordedClips:
         return rearrange(see_recorded(batch["frames"]), "b t c h w -> b c t h w")
 
     def heldout(self, count: int) -> Batch:
-        return {
-            name: torch.from_numpy(x).to(self.device)
-            for name, x in self.data.heldout(count).items()
-        }
+        return on_device(self.data.heldout(count), self.device)
 
     def labels(self, batch: Batch) -> dict[str, Tensor]:
         return {}

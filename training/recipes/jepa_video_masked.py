@@ -5,7 +5,8 @@ patches of two frames. One step:
 
     masks    = many small blocks, and few large ones, through all frames (training/data/masks.py)
     z        = encoder(patches that no block covers)
-    loss     = mean over both masks of |predictor(z, places) - norm(average encoder(all patches))|
+    loss     = mean over all that is told under both masks of
+               |predictor(z, places) - norm(average encoder(all patches))|
     average <- decay average + (1 - decay) encoder
 
 Judged by what a linear probe reads off the mean latent of held-out films: which digit it is and

@@ -13,7 +13,6 @@ Gradients flow through the targets. `recipe.regularizer=none` leaves out SIGReg,
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -194,8 +193,10 @@ def build(config: TrainConfig, processes: Processes, device: torch.device) -> Le
     """The recipe of `config` with its data, its model initialised on `device`."""
     check(config)
     assert isinstance(config.data, TwoRoomsRGBConfig)
-    make = partial(TwoRoomsRGBData, rank=processes.rank, world=processes.world)
-    return LeWMTraining(config, make(config.data, seed=config.seed), processes, device)
+    data = TwoRoomsRGBData(
+        config.data, seed=config.seed, rank=processes.rank, world=processes.world
+    )
+    return LeWMTraining(config, data, processes, device)
 
 
 def estimate(config: TrainConfig) -> Estimate:

@@ -65,7 +65,4 @@ class RecordedActed:
         return start[..., None, :] + actions.cumsum(dim=-2) - actions
 
     def heldout(self, count: int) -> Batch:
-        return {
-            name: torch.from_numpy(x).to(self.device)
-            for name, x in self.data.heldout(count).items()
-        }
+        return on_device(self.data.heldout(count), self.device)
