@@ -128,6 +128,15 @@ SMALL_COLOURED_ROOMS = [
     "report=false",
 ]
 "The coloured rooms, learned from in seconds."
+SMALL_PUSH_T = [
+    "experiment=lewm/push_t",
+    *SMALL_COLOURED_ROOMS[1:],
+    "recipe.goal_steps=10",
+    "recipe.episode_steps=25",
+    "data.walks=8",
+    "data.walk=31",
+]
+"Push-T, learned in seconds."
 SMALL_ROOM_CLIPS = [
     "experiment=vjepa2_ac/encoder",
     "model.patch=[1,8,8]",

@@ -30,6 +30,7 @@ from training.data.config import (
 from training.data.config_worlds import (
     HubImagesConfig,
     MovingConfig,
+    PushTConfig,
     SmallImagesConfig,
     TrajectoriesConfig,
     TwoRoomsConfig,
@@ -96,6 +97,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "hub_images": HubImagesConfig,
         "moving": MovingConfig,
         "two_rooms_rgb": TwoRoomsRGBConfig,
+        "push_t": PushTConfig,
         "trajectories": TrajectoriesConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}

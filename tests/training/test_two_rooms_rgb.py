@@ -22,7 +22,8 @@ from training.envs.two_rooms_rgb import (
     render,
     towards,
 )
-from training.evaluation.rooms_rgb import draw_episodes, judge, play
+from training.evaluation.goals import draw_episodes, judge, play
+from training.recipes.acted_worlds import RoomsActed
 
 FRESH = int.from_bytes(np.random.default_rng().bytes(4), "little")  # printed when a test fails
 
@@ -46,7 +47,7 @@ def test_steps_end_at_walls_and_pass_the_door() -> None:
 
 def test_no_walk_is_ever_inside_a_wall() -> None:
     rng = np.random.default_rng(FRESH)
-    positions = walk(rng, 300, 93).positions
+    positions = walk(rng, 300, 93).states
     x, y = positions[..., 0], positions[..., 1]
     within = (x > LEFT) & (x < RIGHT)
     assert within.any(), "some pass the door"
@@ -78,13 +79,14 @@ def test_goals_are_as_near_as_others_found_and_random_actions_reach_a_quarter() 
     def act(position: torch.Tensor, left: int) -> torch.Tensor:
         return 2 * torch.rand(count, 5, 2, generator=generator) - 1
 
-    random = judge(play(act, episodes, 50, 5), episodes.goal)
+    world = RoomsActed(made, torch.device("cpu"))
+    random = judge(world, play(act, world, episodes.start, 50), episodes.goal)
     assert 0.18 < random["ever"] < 0.31
     assert random["at_start"] == pytest.approx((distance < NEAR).float().mean().item())
-    still = play(lambda p, _: torch.zeros(count, 5, 2), episodes, 50, 5)
-    assert judge(still, episodes.goal)["ever"] == pytest.approx(random["at_start"])
-    knows = play(lambda p, _: towards(p, episodes.goal)[:, None], episodes, 50, 5)
-    assert judge(knows, episodes.goal)["ever"] > 0.99
+    still = play(lambda p, _: torch.zeros(count, 5, 2), world, episodes.start, 50)
+    assert judge(world, still, episodes.goal)["ever"] == pytest.approx(random["at_start"])
+    knows = play(world.oracle(episodes), world, episodes.start, 50)
+    assert judge(world, knows, episodes.goal)["ever"] > 0.99
 
 
 def test_images_show_the_dot_the_walls_and_the_door_at_any_size() -> None:
@@ -107,12 +109,12 @@ def test_windows_are_of_walks_and_blocks_are_their_actions() -> None:
     walks = made.heldout(6)
     first = np.arange(6)
     windows = made.windows(walks, first)
-    assert windows.positions.shape == (6, 4, 2) and windows.actions.shape == (6, 3, 10)
+    assert windows.states.shape == (6, 4, 2) and windows.actions.shape == (6, 3, 10)
     raw = windows.actions.reshape(6, 15, 2) * made.action_std + made.action_mean
-    position = torch.from_numpy(windows.positions[:, 0])
+    position = torch.from_numpy(windows.states[:, 0])
     for i in range(15):
         position = move(position, torch.from_numpy(raw[:, i]))
-    np.testing.assert_allclose(position.numpy(), windows.positions[:, 3], atol=1e-2)
+    np.testing.assert_allclose(position.numpy(), windows.states[:, 3], atol=1e-2)
     assert np.allclose(made.action_std, data().action_std)
     normal = made.blocks(made.heldout(400).actions[:, :90])
     assert abs(normal.mean()) < 0.05 and abs(normal.std() - 1) < 0.03

@@ -105,7 +105,7 @@ def test_the_encoder_of_a_run_is_taken_and_others_are_refused(encoder: Path, tmp
         assert torch.equal(p, weights[f"average.{name}"]), name
     assert made.model.encoder.grid == (1, 4, 4)
     metrics = made.evaluate(final=True)
-    assert metrics["eval/oracle"] == 1.0 and {"eval/model", "eval/probe/px"} <= metrics.keys()
+    assert metrics["eval/oracle"] == 1.0 and {"eval/model", "eval/probe/rms"} <= metrics.keys()
     with pytest.raises(UserError, match=r"sees clips of .*this run's frames are 64 x 64"):
         recipe(f"recipe.weights={encoder}", "data.image_size=64")
     broken = tmp_path / "broken"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
+from training.envs import push_t
 from training.evaluation.plots import FAINT, styled, svg
 
 
@@ -57,4 +61,40 @@ def masked_film(clips: Float[np.ndarray, "n t s s"], seen: Bool[np.ndarray, "m t
                 image = clip[k] if mask is None else np.where(mask[k], clip[k], np.nan)
                 here.imshow(image, cmap="gray", vmin=0, vmax=1)
                 here.set(xticks=[], yticks=[], facecolor=FAINT)
+    return svg(figure)
+
+
+FILMED, EVERY, PIXELS = 3, 10, 96  # episodes, steps from one image to the next, size of an image
+
+
+@styled
+def goal_films(series: Mapping[str, Sequence[float]]) -> str:
+    """SVG: Push-T, every tenth step of some episodes by plans and by random actions, and the goal.
+
+    Args:
+        series: `paths/goals` [n, 7], `paths/model` and `paths/random` [n, t, 7], flat.
+    """
+    from matplotlib.figure import Figure
+
+    goals = torch.tensor(series["paths/goals"]).view(-1, push_t.STATE)
+    films = {}
+    for name, key in (("plans", "paths/model"), ("random", "paths/random")):
+        if key in series:
+            states = torch.tensor(series[key]).view(len(goals), -1, push_t.STATE)
+            films[name] = states[:FILMED, ::EVERY]
+    count = min(FILMED, len(goals))
+    length = max(film.shape[1] for film in films.values())
+    rows = count * len(films)
+    figure = Figure(figsize=(4.8, 4.8 * rows / (length + 1)), layout="constrained")
+    axes = iter(figure.subplots(rows, length + 1, squeeze=False))
+    for i in range(count):
+        for name, film in films.items():
+            row = next(axes)
+            row[0].set_ylabel(name, fontsize=7)
+            shown = push_t.render(torch.cat([film[i], goals[i : i + 1]]), PIXELS)
+            for k, (here, image) in enumerate(zip(row, shown, strict=True)):
+                here.imshow(image.permute(1, 2, 0).numpy())
+                here.set(xticks=[], yticks=[])
+                if row[0].get_subplotspec().rowspan.start == 0:
+                    here.set_title("goal" if k == length else f"{EVERY * k}", fontsize=7)
     return svg(figure)

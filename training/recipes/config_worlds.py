@@ -304,13 +304,13 @@ class JEPAVideoMaskedRecipeConfig(JEPARecipeConfig):
             raise ValueError(f"recipe.aspect={self.aspect} must be [least, largest], above 0")
 
 
-RGB_POLICIES = ("model", "random", "zero", "true_dynamics", "oracle")
-"Who acts in an evaluation of the coloured rooms."
+GOAL_POLICIES = ("model", "random", "zero", "true_dynamics", "oracle")
+"Who acts in episodes whose goal a walk reached."
 
 
 @dataclass
 class LeWMRecipeConfig(JEPARecipeConfig):
-    """A world model of the coloured rooms, judged by its plans."""
+    """A world model of coloured rooms or Push-T, judged by its plans."""
 
     name: str = "lewm"
     "Which recipe: the stem of its file."
@@ -323,16 +323,16 @@ class LeWMRecipeConfig(JEPARecipeConfig):
         )
     )  # fmt: skip
     "How plans are made, in blocks of data.skip actions."
-    policies: list[str] = field(default_factory=lambda: list(RGB_POLICIES))
+    policies: list[str] = field(default_factory=lambda: list(GOAL_POLICIES))
     "Who acts in the final evaluation."
     episodes: int = 100
     "Episodes of the final evaluation."
     episode_steps: int = 50
-    "Steps of an episode; it counts if the dot was near the goal at any of them."
+    "Steps of an episode; it counts if the goal was reached at any of them."
     goal_steps: int = 25
     "Steps after which the walk that an episode is taken from was at its goal."
     probe_walks: int = 256
-    "Held-out walks; places are read off latents by probes fitted to half of them."
+    "Held-out walks; states are read off latents by probes fitted to half of them."
     pairs: int = 400
     "Pairs of a possible and an impossible film, of each kind."
 
@@ -340,9 +340,9 @@ class LeWMRecipeConfig(JEPARecipeConfig):
         super().__post_init__()
         at_least(self, "recipe", 1, "episodes", "episode_steps", "goal_steps")
         at_least(self, "recipe", 8, "probe_walks", "pairs")
-        if unknown := [name for name in self.policies if name not in RGB_POLICIES]:
+        if unknown := [name for name in self.policies if name not in GOAL_POLICIES]:
             raise ValueError(
-                f"recipe.policies={unknown} are unknown: use {', '.join(RGB_POLICIES)}"
+                f"recipe.policies={unknown} are unknown: use {', '.join(GOAL_POLICIES)}"
             )
 
 

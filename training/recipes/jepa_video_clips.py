@@ -93,16 +93,16 @@ class RoomClips:
 
     def see(self, batch: Batch) -> Tensor:
         """[b, 3, t, s, s] clips."""
-        frames = see_rooms(batch["positions"], self.data.config.image_size)
+        frames = see_rooms(batch["states"], self.data.config.image_size)
         return rearrange(frames, "b t c h w -> b c t h w")
 
     def heldout(self, count: int) -> Batch:
         config, walks = self.data.config, self.data.heldout(count)
-        seen = walks.positions[:, : config.skip * config.seq_len : config.skip]
-        return on_device({"positions": seen}, self.device)
+        seen = walks.states[:, : config.skip * config.seq_len : config.skip]
+        return on_device({"states": seen}, self.device)
 
     def labels(self, batch: Batch) -> dict[str, Tensor]:
-        place = batch["positions"][:, 0] - two_rooms_rgb.LOW
+        place = batch["states"][:, 0] - two_rooms_rgb.LOW
         cell = place * (CELLS / (two_rooms_rgb.HIGH - two_rooms_rgb.LOW))
         x, y = cell.long().clamp(0, CELLS - 1).unbind(-1)
         return {"place": y * CELLS + x}

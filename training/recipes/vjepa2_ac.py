@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -33,20 +32,19 @@ from training.data.config_worlds import TrajectoriesConfig, TwoRoomsRGBConfig
 from training.data.trajectories import TrajectoriesData
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
-from training.envs.two_rooms_rgb import CANVAS
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
-from training.evaluation import rooms_rgb
+from training.evaluation import goals
 from training.evaluation.planning import over_horizon
 from training.evaluation.probes import distance_rms, linear_probe, r_squared
 from training.evaluation.room_figures import rgb_paths_chart
 from training.files import write_atomic
 from training.pretrained import locate
+from training.recipes.acted_worlds import RecordedActed, RoomsActed
 from training.recipes.config import check_parts
 from training.recipes.config_worlds import VJEPA2ACRecipeConfig
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
-from training.recipes.vjepa2_ac_worlds import RecordedActed, RoomsActed
 from training.schema import TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch
@@ -89,8 +87,8 @@ class VJEPA2ACTraining(JEPATraining):
             load_encoder(model, locate(self.recipe.weights))
 
     def latents(self, batch: Batch) -> tuple[Latents, Tensor]:
-        actions, states = batch["actions"], self.world.states(batch)
-        z = self.model.encode(self.world.see(batch))  # [b, t, n, d]
+        actions, states = batch["actions"], self.world.actor(batch["states"])
+        z = self.model.encode(self.world.film(batch))  # [b, t, n, d]
         told = self.model.predictor(z[:, :-1], actions, states[:, :-1])
         steps = min(self.recipe.rollout_steps, actions.shape[1])
         guessed = self.world.guessed(states[:, 0], actions[:, :steps])
@@ -115,10 +113,10 @@ class VJEPA2ACTraining(JEPATraining):
 
     def look(self) -> dict[str, float]:
         """Errors against the last frame seen; in the rooms, places read off predictions too."""
-        batch = self.world.heldout(self.recipe.probe_walks)
-        states, actions = self.world.states(batch), batch["actions"]
+        batch = self.world.heldout(self.recipe.probe_walks, self.data.config.seq_len)
+        states, actions = self.world.actor(batch["states"]), batch["actions"]
         parts = zip(*(x.split(CHUNK) for x in batch.values()), strict=True)
-        seen = [self.world.see(dict(zip(batch, part, strict=True))) for part in parts]
+        seen = [self.world.film(dict(zip(batch, part, strict=True))) for part in parts]
         z = torch.cat([self.model.encode(frames).float() for frames in seen])
         ahead, wrong = (
             self.model.rollout(z[:, 0], a, self.world.guessed(states[:, 0], a)).float()
@@ -131,7 +129,7 @@ class VJEPA2ACTraining(JEPATraining):
         self.alarm = None  # what is frozen does not collapse
         metrics["eval/error_over_last"] = told / max(last, 1e-12)
         if isinstance(self.world, RoomsActed):
-            metrics |= self.read_places(z, ahead, batch["positions"])
+            metrics |= self.read_places(z, ahead, batch["states"])
         return metrics
 
     def read_places(self, z: Tensor, ahead: Tensor, positions: Tensor) -> dict[str, float]:
@@ -140,34 +138,30 @@ class VJEPA2ACTraining(JEPATraining):
         probe = linear_probe(flat[:half].flatten(0, 1), positions[:half].flatten(0, 1), ridge=1e-2)
         told, places = probe(flat[half:]), positions[half:]
         metrics = {
-            "eval/probe/px": distance_rms(told, places),
+            "eval/probe/rms": distance_rms(told, places),
             "eval/probe/r2": r_squared(told.flatten(0, 1), places.flatten(0, 1)),
         }
         for step in range(1, places.shape[1]):
             told = probe(later[half:, step - 1])
-            metrics[f"eval/probe/px_after_{step}"] = distance_rms(told, places[:, step])
+            metrics[f"eval/probe/rms_after_{step}"] = distance_rms(told, places[:, step])
         return metrics
 
     def plan(self) -> dict[str, float]:
         """Episodes of every policy."""
         world = self.world
         assert isinstance(world, RoomsActed)
-
-        def see(positions: Tensor) -> Tensor:
-            return world.see({"positions": positions})
-
-        rates, series = rooms_rgb.evaluate_policies(
+        rates, series = goals.evaluate_policies(
             lambda episodes, generator: ACPolicies(
-                episodes, self.model, see, self.recipe, world.data, generator, world.guessed
+                episodes, self.model, world, self.recipe, generator
             ),
-            world.data,
+            world,
             self.recipe,
             self.config.seed,
             self.trainer.device,
         )
         self.found["planning"] = rates
         self.found["series"] |= series
-        return rooms_rgb.headline(rates)
+        return goals.headline(rates)
 
     @torch.no_grad()
     def export(self, directory: Path) -> None:
@@ -178,26 +172,18 @@ class VJEPA2ACTraining(JEPATraining):
             write_atomic(directory / "figures" / "plans.svg", rgb_paths_chart(series))
 
 
-@dataclasses.dataclass
-class ACPolicies(rooms_rgb.Policies):
-    """Plans by the mean absolute distance of patches.
+class ACPolicies(goals.Policies):
+    """Plans by the mean absolute distance of patches."""
 
-    Args:
-        guessed: states and blocks of actions after them -> states before each block.
-    """
-
-    guessed: Callable[[Tensor, Tensor], Tensor]
-
-    def model(self) -> rooms_rgb.Act:
+    def model(self) -> goals.Act:
         goal = self.latent(self.episodes.goal)
 
-        def cost_from(position: Tensor) -> Cost:
-            z = self.latent(position)
+        def cost_from(states: Tensor) -> Cost:
+            z, place = self.latent(states), self.world.actor(states)
 
             def cost(blocks: Tensor) -> Tensor:
-                state = position[:, None] / CANVAS * 2 - 1
-                start = state.expand(-1, blocks.shape[1], -1)
-                told = self.world.imagine(z, blocks, self.guessed(start, blocks))
+                start = place[:, None].expand(-1, blocks.shape[1], -1)
+                told = self.predictor.imagine(z, blocks, self.world.guessed(start, blocks))
                 distances = (told - goal[:, None, None]).abs().mean(dim=(-1, -2))
                 return over_horizon(distances, self.recipe.planning.cost)
 
@@ -282,7 +268,7 @@ def check(config: TrainConfig) -> None:
     recipe, data = config.recipe, config.data
     assert isinstance(recipe, VJEPA2ACRecipeConfig)
     if isinstance(data, TwoRoomsRGBConfig):
-        rooms_rgb.check(recipe, data)
+        goals.check(recipe, data)
     elif recipe.policies or data.action_dim != data.state_dim:
         raise UserError(
             f"recipe.policies={recipe.policies}, data.action_dim={data.action_dim}, "
