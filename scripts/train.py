@@ -28,6 +28,7 @@ from training.options import register
 from training.run_directory import run_path
 from training.schema import TrainConfig
 
+GRACE = 20.0  # seconds that other processes leave the first one to speak
 HELP = """afferent train experiment=<paper>/<name> [group=option ...] [key=value ...] [flags]
 
 Runs one experiment; the same command again resumes it, or shows its results.
@@ -58,9 +59,14 @@ def launch(cfg: DictConfig) -> None:
 
 
 def leave(error: UserError) -> NoReturn:
-    """Say it in one sentence and exit."""
-    if is_first_process():
-        print(f"afferent: {error}", file=sys.stderr)
+    """Say it in one sentence and exit.
+
+    torchrun ends all processes when one has ended: the others leave it to the first to speak, and
+    do so themselves if they are still there after a while, as then it found nothing wrong.
+    """
+    if not is_first_process():
+        time.sleep(GRACE)
+    print(f"afferent: {error}", file=sys.stderr)
     exit_process(error.code)
 
 

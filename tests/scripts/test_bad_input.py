@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts import train as door
 from tests.helpers import ROOT, TINY, environment, only_run, train, train_command, write_corpus
+from training.errors import UserError
 
 pytestmark = pytest.mark.slow
 QUICKSTART, TTT = "experiment=quickstart/stdlib", "experiment=ttt_e2e/markov"
@@ -102,6 +104,20 @@ def test_a_batch_that_does_not_divide_over_the_processes_says_so_once(tmp_path: 
     done = train(tmp_path / "runs", *overrides, processes=2)
     assert done.returncode != 0
     assert done.stderr.count("data.batch_size=9 does not divide over 2 processes") == 1
+
+
+def test_another_process_speaks_only_if_the_first_does_not(monkeypatch, capsys) -> None:
+    waited: list[float] = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(door.time, "sleep", lambda s: waited.append(s) or capsys.readouterr())
+    with pytest.raises(SystemExit) as left:
+        door.leave(UserError("no GPU here"))
+    assert left.value.code == 2 and waited == [door.GRACE]
+    assert capsys.readouterr().err == "afferent: no GPU here\n"
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        door.leave(UserError("nor here"))
+    assert waited == [door.GRACE] and "nor here" in capsys.readouterr().err
 
 
 def test_what_the_first_process_refuses_ends_all_of_them(tmp_path: Path) -> None:
