@@ -119,7 +119,8 @@ class RoomsActed(ActedWorld):
         self, states: Tensor, actions: Tensor, generator: torch.Generator
     ) -> dict[str, tuple[Film, Film]]:
         """teleport: the dot is elsewhere from the middle on; colour: it is blue from there on;
-        reversed: the walk is told backwards, each block's actions too."""
+        reversed: the walk is told backwards with the actions turned round, where nothing was in
+        its way: a dot that runs against a wall does not do so backwards."""
         frames, late = self.see(states), from_the_middle(states)
         possible, found = Film(frames, actions), {}
         shift = swapped(states, generator)
@@ -129,8 +130,12 @@ class RoomsActed(ActedWorld):
         found["teleport"] = some, Film(self.see(moved[away].clamp(22, 202)), actions[away])
         blue = torch.where(late[:, None, None, None], frames.flip(2), frames)
         found["colour"] = possible, Film(blue, actions)
-        backwards = -actions.flip(1).unflatten(-1, (-1, 2)).flip(-2).flatten(-2)
-        found["reversed"] = possible, Film(self.see(states.flip(1)), backwards)
+        raw = self.raw(actions)
+        free = SPEED * raw.clamp(-1, 1).sum(dim=-2)  # [n, t-1, 2]
+        met = (states.diff(dim=1) - free).abs().amax(dim=(1, 2)) > 0.01
+        backwards = ((-raw - self.mean) / self.std).flip(1, 2).flatten(-2)
+        some = Film(frames[~met], actions[~met])
+        found["reversed"] = some, Film(self.see(states[~met].flip(1)), backwards[~met])
         return found
 
     paths_chart = staticmethod(rgb_paths_chart)
