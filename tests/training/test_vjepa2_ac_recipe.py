@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import SMALL_FROZEN, SMALL_ROOM_CLIPS
+from tests.helpers import SMALL_COLOURED_ROOMS, SMALL_FROZEN, SMALL_ROOM_CLIPS
 from training.config import compose
 from training.data.corpus import DataError
 from training.distributed import Processes
@@ -36,7 +36,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def inputs(made: vjepa2_ac.VJEPA2ACTraining) -> tuple[torch.Tensor, ...]:
-    n = made.model.encoder.grid[1] * made.model.encoder.grid[2]
+    n = len(made.model.mean)
     d = made.model.encoder.d
     return torch.randn(2, 3, n, d), torch.randn(2, 3, 10), torch.randn(2, 3, 2)
 
@@ -106,7 +106,7 @@ def test_the_encoder_of_a_run_is_taken_and_others_are_refused(encoder: Path, tmp
     assert made.model.encoder.grid == (1, 4, 4)
     metrics = made.evaluate(final=True)
     assert metrics["eval/oracle"] == 1.0 and {"eval/model", "eval/probe/rms"} <= metrics.keys()
-    with pytest.raises(UserError, match=r"sees clips of .*this run's frames are 64 x 64"):
+    with pytest.raises(UserError, match=r"sees frames of 32 x 32 .*this run's are 64 x 64"):
         recipe(f"recipe.weights={encoder}", "data.image_size=64")
     broken = tmp_path / "broken"
     shutil.copytree(encoder, broken)
@@ -118,8 +118,37 @@ def test_the_encoder_of_a_run_is_taken_and_others_are_refused(encoder: Path, tmp
     with pytest.raises(UserError, match=r"tubelets of 2 frames|cannot be cut"):
         recipe(f"recipe.weights={broken}")
     (broken / "model.json").write_text(json.dumps({"name": "transformer", "vocab_size": 3}))
-    with pytest.raises(UserError, match=r"is no model of recipe=jepa_video_masked"):
+    with pytest.raises(UserError, match=r"is no model of recipe=jepa_video_masked or recipe=lewm"):
         recipe(f"recipe.weights={broken}")
+
+
+def test_so_is_that_of_a_world_model_without_its_class_token(tmp_path: Path) -> None:
+    config = compose([*SMALL_COLOURED_ROOMS, f"runs_dir={tmp_path}", "loop.steps=2"])
+    run(config)
+    made = recipe(f"recipe.weights={run_path(config)}")
+    weights = vjepa2_ac.load_file(run_path(config) / "model.safetensors")
+    for name, p in made.model.encoder.named_parameters():
+        assert torch.equal(p, weights[f"encoder.vit.{name}"]), name
+    frames = made.world.film(made.trainer.to_device(made.data.batch(0)))
+    z = made.model.encode(frames)
+    assert z.shape == (8, 4, 16, 24)
+    torch.testing.assert_close(z.mean(-1), torch.zeros(8, 4, 16), atol=1e-5, rtol=0)
+    whole = made.model.encoder(frames.flatten(0, 1))
+    assert whole.shape[1] == 17 and not torch.allclose(z[0, 0, 0], whole[0, 0])
+
+
+def test_standardised_latents_have_mean_0_and_deviation_1_over_frames() -> None:
+    made = recipe("model.standardise=true")
+    z = made.model.encode(made.sample(torch.device("cpu"))).flatten(0, 1)
+    torch.testing.assert_close(z.mean(0), torch.zeros_like(z[0]), atol=2e-3, rtol=0)
+    moves = made.model.deviation > 2e-3  # what a corner shows never changes
+    torch.testing.assert_close(z.std(0)[moves], torch.ones(int(moves.sum())), atol=2e-3, rtol=0)
+    whole = made.sample(torch.device("cpu"))
+    made.data = type(made.data)(made.data.config, seed=made.config.seed, rank=1, world=2)
+    assert torch.equal(made.sample(torch.device("cpu")), whole), "every process has the same"
+    made.step(made.data.batch(0))
+    told, _ = made.latents(made.trainer.to_device(made.data.batch(1)))
+    assert (told.predicted.mean(-1).abs() > 1e-2).any(), "predictions are not normed again"
 
 
 def record(folder: Path, files: int = 4, **changes: np.ndarray) -> list[str]:

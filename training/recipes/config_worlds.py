@@ -355,7 +355,7 @@ class VJEPA2ACRecipeConfig(LeWMRecipeConfig):
     regularizer: Regularizer = Regularizer.none
     "none: the encoder is frozen, nothing can collapse."
     weights: str | None = None
-    "A run of recipe=jepa_video_masked, whose encoder is taken; null draws one at random."
+    "A run of recipe=jepa_video_masked or lewm, whose encoder is taken; null draws one at random."
     rollout_steps: int = 2
     "Steps of the rollout in the loss."
     planning: PlanningConfig = field(

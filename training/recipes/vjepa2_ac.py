@@ -7,9 +7,9 @@ V-JEPA 2-AC (2025, arXiv:2506.09985). One step, with T frames and the blocks of 
     ahead  = rollout of recipe.rollout_steps from z_0
     loss   = mean of |told_t - z_t+1| and of |ahead_k - z_k|
 
-The encoder is that of a run of recipe=jepa_video_masked on the same world (`recipe.weights`), or
-random. A state is where the actor is; in rollouts and plans, where the actions would have brought
-it with nothing in the way.
+The encoder is that of a run of recipe=jepa_video_masked or recipe=lewm on the same world
+(`recipe.weights`), or random. A state is where the actor is; in rollouts and plans, where the
+actions would have brought it with nothing in the way.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.worlds.initialise import init_uniform
-from models.worlds.jepa.config import IJEPAConfig, VJEPA2ACConfig
+from models.worlds.jepa.config import IJEPAConfig, LeWMConfig, VJEPA2ACConfig
+from models.worlds.jepa.ijepa import build_encoder
+from models.worlds.jepa.lewm import ImageEncoder
 from models.worlds.jepa.targets import Latents
 from models.worlds.jepa.vjepa2_ac import VJEPA2AC
 from models.worlds.planners import Cost
@@ -45,12 +47,14 @@ from training.recipes.config import check_parts
 from training.recipes.config_worlds import VJEPA2ACRecipeConfig
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
+from training.recipes.jepa_video_clips import on_device
 from training.schema import TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch
 
 CHANNELS = 3
 CHUNK = 32  # walks that are encoded at once
+BATCHES = 8  # of training, whose frames latents are standardised by
 
 
 class VJEPA2ACTraining(JEPATraining):
@@ -67,24 +71,33 @@ class VJEPA2ACTraining(JEPATraining):
         device: torch.device,
     ) -> None:
         assert isinstance(config.recipe, VJEPA2ACRecipeConfig)
-        self.recipe, self.model_config = config.recipe, config.model
-        super().__init__(
-            config, data, processes, device, partial(build_model, config),
-            data.config.batch_size * data.config.seq_len,
-        )  # fmt: skip
+        self.recipe, self.model_config, self.data = config.recipe, config.model, data
         self.world = (
             RoomsActed(data, device)
             if isinstance(data, TwoRoomsRGBData)
             else RecordedActed(data, device)
         )
+        super().__init__(
+            config, data, processes, device, partial(build_model, config),
+            data.config.batch_size * data.config.seq_len,
+        )  # fmt: skip
         self.flops_per_step = estimate(config).flops_per_step
 
     def initialise(self, model: torch.nn.Module) -> None:
+        assert isinstance(model, VJEPA2AC)
         device = next(model.parameters()).device
         init_uniform(model, torch_generator(self.config.seed, "init", device=device))
+        model.reset_standards()
         if self.recipe.weights is not None:
-            assert isinstance(model, VJEPA2AC)
             load_encoder(model, locate(self.recipe.weights))
+        if self.model_config.standardise:
+            model.standardise(self.sample(device))
+
+    def sample(self, device: torch.device) -> Tensor:
+        """Frames of the first batches, whole in every process, so that all agree on their mean."""
+        data = type(self.data)(self.data.config, seed=self.config.seed)
+        batches = [on_device(data.batch(step), device) for step in range(BATCHES)]
+        return torch.cat([self.world.film(batch) for batch in batches])
 
     def latents(self, batch: Batch) -> tuple[Latents, Tensor]:
         actions, states = batch["actions"], self.world.actor(batch["states"])
@@ -192,8 +205,8 @@ class ACPolicies(goals.Policies):
         return self.planned(cost_from)
 
 
-def encoder_config(config: TrainConfig) -> IJEPAConfig:
-    """Of the encoder that recipe.weights names; without one, of a small one for the data's size.
+def seen_by(config: TrainConfig) -> IJEPAConfig | LeWMConfig:
+    """The model whose encoder recipe.weights names; without one, a small one for the data's size.
 
     Raises:
         UserError: there is none, or it is of other frames.
@@ -206,19 +219,21 @@ def encoder_config(config: TrainConfig) -> IJEPAConfig:
         return IJEPAConfig(patch=patch, dim=64, depth=3, heads=2, channels=CHANNELS, size=size)
     file = locate(weights) / "model.json"
     try:
-        found = IJEPAConfig(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(file.read_text())
+        found = {"ijepa": IJEPAConfig, "lewm": LeWMConfig}[content["name"]](**content)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"recipe.weights={weights}: {file} is no model of recipe=jepa_video_masked ({error}); "
-            "name the directory of its run"
+            f"recipe.weights={weights}: {file} is no model of recipe=jepa_video_masked or "
+            f"recipe=lewm ({error}); name the directory of its run"
         ) from error
-    if found.channels != CHANNELS or not found.size or found.size[1:] != size[1:]:
+    side = found.image_size if isinstance(found, LeWMConfig) else (found.size or [0])[-1]
+    if found.channels != CHANNELS or side != data.image_size:
         raise UserError(
-            f"recipe.weights={weights} sees clips of {found.size} with {found.channels} channels, "
-            f"this run's frames are {size[1]} x {size[2]} with {CHANNELS}: set data.image_size, or "
-            "train it with data=two_rooms_rgb"
+            f"recipe.weights={weights} sees frames of {side} x {side} with {found.channels} "
+            f"channels, this run's are {size[1]} x {size[2]} with {CHANNELS}: set data.image_size, "
+            "or train it with data=two_rooms_rgb"
         )
-    return dataclasses.replace(found, size=size)
+    return found if isinstance(found, LeWMConfig) else dataclasses.replace(found, size=size)
 
 
 def widths(config: TrainConfig) -> tuple[int, int]:
@@ -232,8 +247,10 @@ def widths(config: TrainConfig) -> tuple[int, int]:
 
 def build_model(config: TrainConfig) -> VJEPA2AC:
     assert isinstance(config.model, VJEPA2ACConfig)
+    seen = seen_by(config)
     try:
-        return VJEPA2AC(config.model, encoder_config(config), *widths(config))
+        encoder = ImageEncoder(seen).vit if isinstance(seen, LeWMConfig) else build_encoder(seen)
+        return VJEPA2AC(config.model, encoder, *widths(config))
     except ValueError as error:
         raise UserError(f"recipe.weights={config.recipe.weights}: {error}") from error
 
@@ -249,7 +266,7 @@ def load_encoder(model: VJEPA2AC, directory: Path) -> None:
         weights = load_file(file)
     except Exception as error:
         raise UserError(f"recipe.weights={directory}: {file} cannot be read ({error})") from error
-    for prefix in ("average.", "encoder."):
+    for prefix in ("average.vit.", "encoder.vit.", "average.", "encoder."):
         found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         if found:
             break

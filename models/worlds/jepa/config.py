@@ -259,6 +259,8 @@ class VJEPA2ACConfig(ModelConfig):
     "Blocks of the predictor."
     predictor_heads: int = 16
     "Heads of the predictor; they divide predictor_dim."
+    standardise: bool = False
+    "Latents of a patch have mean 0 and standard deviation 1 over frames; not in the paper."
 
     def __post_init__(self) -> None:
         at_least("model", self, "predictor_dim", "predictor_depth", "predictor_heads")

@@ -3,11 +3,15 @@
 V-JEPA 2: Self-Supervised Video Models Enable Understanding, Prediction and Planning, 2025,
 arXiv:2506.09985.
 
-    z_t      = norm(encoder(o_t))               patches; a LayerNorm without weights; not trained
+    z_t      = norm(encoder(o_t))               patches; not trained
     frame t  = [action a_t, state s_t, patches z_t]            each through a matrix
     zhat_t+1 = norm(predictor(frames <= t))        attention causal by frames
     loss     = mean |zhat_t+1 - z_t+1|  over true frames, and over a rollout of two steps
     a plan   = the actions for which mean |zhat_H - z_goal| is least
+
+norm is a LayerNorm without weights. In a small world most of what is left then is where a patch is,
+which every frame has alike: with model.standardise, latents have mean 0 and standard deviation 1
+over frames besides, patch by patch.
 
 States beyond the first are what the actions would make of it with nothing in the way, as a robot's
 pose is. What differs: fixed sines and cosines for places and times (theirs: rotary), tubelets of
@@ -25,11 +29,11 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.worlds.jepa.config import IJEPAConfig, VJEPA2ACConfig
-from models.worlds.jepa.ijepa import build_encoder
-from models.worlds.vit import Block, positions
+from models.worlds.jepa.config import VJEPA2ACConfig
+from models.worlds.vit import Block, VisionTransformer, positions
 
 CONDITIONS = 2  # tokens of a frame before its patches
+LEAST = 1e-3  # deviation that a latent is divided by: what never changes stays near 0
 
 
 class ACPredictor(nn.Module):
@@ -39,7 +43,7 @@ class ACPredictor(nn.Module):
         self, config: VJEPA2ACConfig, d: int, grid: tuple[int, ...], action_dim: int, state_dim: int
     ) -> None:
         super().__init__()
-        m, self.grid = config.predictor_dim, grid
+        m, self.grid, self.normed = config.predictor_dim, grid, not config.standardise
         patches = grid[0] * grid[1]
         self.enter = nn.Linear(d, m)
         self.actions = nn.Linear(action_dim, m)
@@ -69,35 +73,63 @@ class ACPredictor(nn.Module):
             x = block(x)
         x = rearrange(x, "b (t n) m -> b t n m", t=t)[:, :, CONDITIONS:]
         told = self.leave(self.norm(x))
-        return F.layer_norm(told, told.shape[-1:])
+        return F.layer_norm(told, told.shape[-1:]) if self.normed else told
 
 
 class VJEPA2AC(nn.Module):
     """The frozen encoder, and the predictor that is trained.
 
     Args:
-        seen: the configuration of the encoder.
+        encoder: of images, or of clips in tubelets of one frame.
+    Attributes:
+        mean, deviation: of each patch's latents over frames, [n, d]; 0 and 1 until `standardise`.
+    Raises:
+        ValueError: the encoder needs several frames.
     """
 
     def __init__(
-        self, config: VJEPA2ACConfig, seen: IJEPAConfig, action_dim: int, state_dim: int
+        self,
+        config: VJEPA2ACConfig,
+        encoder: VisionTransformer,
+        action_dim: int,
+        state_dim: int,
     ) -> None:
         super().__init__()
-        self.encoder = build_encoder(seen).requires_grad_(False)
-        if self.encoder.patch[0] != 1:
+        self.encoder = encoder.requires_grad_(False)
+        self.of_clips = len(encoder.grid) == 3
+        if self.of_clips and encoder.patch[0] != 1:
             raise ValueError(
-                f"an encoder of tubelets of {self.encoder.patch[0]} frames cannot say what one "
-                "frame is: train it with model.patch=[1,...]"
+                f"an encoder of tubelets of {encoder.patch[0]} frames cannot say what one frame "
+                "is: train it with model.patch=[1,...]"
             )
-        grid = self.encoder.grid[1:]
-        self.predictor = ACPredictor(config, seen.dim, grid, action_dim, state_dim)
+        grid = encoder.grid[-2:]
+        self.predictor = ACPredictor(config, encoder.d, grid, action_dim, state_dim)
+        shape = grid[0] * grid[1], encoder.d
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("deviation", torch.ones(shape))
+
+    def reset_standards(self) -> None:
+        """Latents are as the encoder gives them, normed."""
+        self.mean.zero_()
+        self.deviation.fill_(1.0)
 
     @torch.no_grad()
     def encode(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t n d"]:
         """Each frame by itself, normalised."""
-        clips = rearrange(frames, "b t c h w -> (b t) c 1 h w")
-        z = self.encoder(clips)
-        return rearrange(F.layer_norm(z, z.shape[-1:]), "(b t) n d -> b t n d", b=len(frames))
+        images = rearrange(frames, "b t c h w -> (b t) c h w")
+        z = self.encoder(images[:, :, None] if self.of_clips else images)
+        z = z[:, len(z[0]) - len(self.mean) :]  # without a class token
+        z = (F.layer_norm(z, z.shape[-1:]) - self.mean) / self.deviation
+        return rearrange(z, "(b t) n d -> b t n d", b=len(frames))
+
+    @torch.no_grad()
+    def standardise(self, frames: Float[Tensor, "b t c h w"]) -> None:
+        """From now on latents such as those of `frames` have mean 0 and deviation 1."""
+        z = self.encode(frames).flatten(0, 1).double()
+        self.mean += (z.mean(dim=0) * self.deviation).float()
+        self.deviation *= z.std(dim=0).clamp(min=LEAST).float()
 
     def rollout(
         self,
