@@ -117,6 +117,16 @@ def test_targets_are_normalised_latents_of_the_average_in_the_order_of_the_block
     assert error.item() == pytest.approx((1.5 + 0.125) / 2), "smooth L1 with beta 1"
 
 
+def test_what_spreads_latents_is_about_images_and_not_about_places() -> None:
+    made = recipe("ijepa", *COARSE, "recipe.regularizer=vicreg", "recipe.target=ema")
+    images, context, targets = masked()
+    alike = made.model(images[:1].expand_as(images), context[:1].expand_as(context), targets)
+    different = made.model(images, context, targets)
+    assert different.z.shape == (3, 1, 24)
+    spread = [made.regularize(latents, None)["std"].item() for latents in (alike, different)]
+    assert spread[0] == pytest.approx(0.99, abs=1e-3) and spread[1] < spread[0] - 1e-3
+
+
 def test_masks_are_drawn_anew_and_logged() -> None:
     made = recipe("ijepa")
     shares = [float(made.step(made.data.batch(i))["train/context_share"]) for i in range(4)]

@@ -96,7 +96,7 @@ class IJEPA(nn.Module):
         context: Int[Tensor, "b k"],
         targets: Int[Tensor, "b m q"],
     ) -> Latents:
-        """The context's latents, and what they tell of each block."""
+        """The context's mean latent, and what the context tells of each block."""
         return self.tell(images, self.whole(images), context, targets)
 
     def whole(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
@@ -111,10 +111,15 @@ class IJEPA(nn.Module):
         context: Int[Tensor, "b k"],
         targets: Int[Tensor, "b m q"],
     ) -> Latents:
-        """The same for targets s that are known, as for several masks of the same images."""
+        """The same for targets s that are known, as for several masks of the same images.
+
+        Returns:
+            z [b, 1, d], the mean latent of the context: patches of an image differ by their places
+            alone, so that a spread over them would forbid no collapse.
+        """
         z = self.encoder(images, context)
         told = self.predictor(z, context, targets).flatten(1, 2)
-        return Latents(z, told, take(s, targets.flatten(1)))
+        return Latents(z.mean(dim=1, keepdim=True), told, take(s, targets.flatten(1)))
 
     def embed(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b d"]:
         """Mean over all patches, of the average if there is one: what a probe reads."""
