@@ -10,7 +10,6 @@ from training.files import write_atomic
 
 RUNS = {
     "averaged teacher": "ema",
-    "without averaging": "stopgrad",
     "with gradient": "none",
     "untrained": "untrained",
 }
