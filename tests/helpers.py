@@ -154,6 +154,7 @@ SMALL_ROOM_CLIPS = [
 SMALL_FROZEN = [
     "experiment=vjepa2_ac/planning",
     "recipe.weights=null",
+    "model.standardise=false",
     "model.predictor_dim=24",
     "model.predictor_depth=1",
     "model.predictor_heads=2",

@@ -16,8 +16,12 @@ from training.data.corpus import DataError
 from training.distributed import Processes
 from training.envs.two_rooms_rgb import CANVAS, move
 from training.errors import UserError
+from training.files import sha256
+from training.pretrained import locate
 from training.recipes import vjepa2_ac
 from training.run import run, run_path
+from training.run_directory import plain
+from training.schema import identity
 
 
 def recipe(*overrides: str) -> vjepa2_ac.VJEPA2ACTraining:
@@ -135,6 +139,23 @@ def test_so_is_that_of_a_world_model_without_its_class_token(tmp_path: Path) -> 
     torch.testing.assert_close(z.mean(-1), torch.zeros(8, 4, 16), atol=1e-5, rtol=0)
     whole = made.model.encoder(frames.flatten(0, 1))
     assert whole.shape[1] == 17 and not torch.allclose(z[0, 0, 0], whole[0, 0])
+
+
+def test_the_shipped_encoder_is_what_its_command_trains_and_knows_the_place() -> None:
+    directory = locate("experiments/vjepa2_ac/encoder")
+    lineage = json.loads((directory / "lineage.json").read_text())
+    assert lineage["weights_sha256"] == sha256(directory / "model.safetensors")
+    config = compose(lineage["command"].removeprefix("afferent train ").split())
+    now = plain(identity(config))
+    assert {name: now[name] for name in lineage["configuration"]} == lineage["configuration"]
+    assert (lineage["steps"], lineage["seed"]) == (config.loop.steps, config.seed)
+    made = vjepa2_ac.build(
+        compose(["experiment=vjepa2_ac/planning", "seed=12345", "recipe.probe_walks=128"]),
+        Processes(),
+        torch.device("cpu"),
+    )
+    assert made.recipe.weights == "experiments/vjepa2_ac/encoder"
+    assert made.look()["eval/probe/rms"] < 10, "of 224 pixels"
 
 
 def test_standardised_latents_have_mean_0_and_deviation_1_over_frames() -> None:

@@ -136,11 +136,15 @@ class VJEPA2ACTraining(JEPATraining):
             for a in (actions, actions.roll(1, 0))
         )
         truth = z[:, 1:]
-        told, shuffled, last = ((x - truth).abs().mean().item() for x in (ahead, wrong, z[:, :1]))
+        told, shuffled, last = (
+            (x - truth).abs().mean(dim=(0, 2, 3)) for x in (ahead, wrong, z[:, :1])
+        )  # [steps] each
         middle = z[:, 0, z.shape[2] // 2]
-        metrics = self.health(middle, action_use=shuffled / max(told, 1e-12))
+        action_use = (shuffled.mean() / told.mean().clamp(min=1e-12)).item()
+        metrics = self.health(middle, action_use=action_use)
         self.alarm = None  # what is frozen does not collapse
-        metrics["eval/error_over_last"] = told / max(last, 1e-12)
+        metrics["eval/error_over_last"] = (told.mean() / last.mean().clamp(min=1e-12)).item()
+        self.found["series"]["ahead"] = (told / last.clamp(min=1e-12)).tolist()
         if isinstance(self.world, RoomsActed):
             metrics |= self.read_places(z, ahead, batch["states"])
         return metrics
