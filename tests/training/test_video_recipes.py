@@ -42,6 +42,15 @@ def test_one_switch_decides_the_terms_and_their_weights(
     assert found["loss"] == pytest.approx(weighted, rel=1e-5)
 
 
+def test_where_nothing_is_seen_maps_are_the_same_at_every_place() -> None:
+    model = recipe("rollout").model
+    seen = torch.full((1, 1, 1, 16, 16), 0.3)
+    z = model.encode(seen)[0, 0]
+    torch.testing.assert_close(z, z[:, :1, :1].expand_as(z), atol=1e-5, rtol=1e-5)
+    seen[..., 8, 8] = 1.0
+    assert not torch.allclose(model.encode(seen)[0, 0], z)
+
+
 def test_passes_are_rollouts() -> None:
     """Pass k tells frame t from what pass k - 1 told of t - 2 and t - 1, the first two given."""
     model = recipe("rollout", "model.passes=3").model

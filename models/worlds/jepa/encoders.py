@@ -54,12 +54,17 @@ class ConvEncoder(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + conv(relu(conv(relu(x))))."""
+    """x + conv(relu(conv(relu(x)))).
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        padding: what the convolutions see beyond the edge: "zeros", or "replicate" for its repeat.
+    """
+
+    def __init__(self, channels: int, padding: str = "zeros") -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first, self.second = (
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding) for _ in range(2)
+        )
 
     def forward(self, x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n c s s"]:
         return x + self.second(F.relu(self.first(F.relu(x))))

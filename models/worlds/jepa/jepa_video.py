@@ -31,12 +31,18 @@ CONTEXT = 2  # frames that a prediction is made from
 
 
 class MapEncoder(nn.Module):
-    """Five convolutions that keep the map: one of `stride`, then two residual blocks."""
+    """Five convolutions that keep the map: one of `stride`, then two residual blocks.
+
+    Beyond the edge they see the edge again. Zeros would tell places apart where nothing is to be
+    seen: a spread over places that costs no prediction, and so a way round the terms against
+    collapse.
+    """
 
     def __init__(self, channels: int, width: int, out: int, stride: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(channels, width, 3, stride=stride, padding=1)
-        self.blocks = nn.Sequential(Residual(width), Residual(width))
+        edge = "replicate"
+        self.stem = nn.Conv2d(channels, width, 3, stride=stride, padding=1, padding_mode=edge)
+        self.blocks = nn.Sequential(Residual(width, edge), Residual(width, edge))
         self.head = nn.Conv2d(width, out, 1)
 
     def forward(self, images: Float[Tensor, "n c2 h w"]) -> Float[Tensor, "n c s s"]:
