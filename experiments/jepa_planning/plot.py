@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from training.evaluation.plots import Line, dot_chart, line_chart, mean_curve
+from training.evaluation.plots import dot_chart, final, line_chart, mean_curve, series_curves
 from training.evaluation.room_figures import distance_maps, paths_chart
 from training.files import write_atomic
 
@@ -58,7 +58,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     }
     if maps:
         write_atomic(directory / f"{scale}_distances.svg", distances(maps))
-    spectra = [line for run, name in SPECTRA.items() if (line := spectrum(runs, run, name))]
+    spectra = series_curves(runs, SPECTRA, "spectrum")
     if spectra:
         chart = line_chart(spectra, "standard deviation of latents", "principal axis")
         write_atomic(directory / f"{scale}_spectrum.svg", chart)
@@ -72,14 +72,3 @@ def distances(maps: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     )
     side = math.isqrt(flat.shape[1])
     return distance_maps(flat.reshape(-1, side, side), goals, rooms, list(maps))
-
-
-def final(runs: Mapping[str, Any], run: str, key: str) -> Sequence[float]:
-    """What each seed of a run ended with."""
-    return [v for v in runs.get(run, {}).get("final", {}).get(key, []) if v is not None]
-
-
-def spectrum(runs: Mapping[str, Any], run: str, name: str) -> Line | None:
-    """Mean over the seeds of a run, axis by axis."""
-    seeds = [seed["spectrum"] for seed in runs.get(run, {}).get("series", [])]
-    return mean_curve(name, range(1, len(seeds[0]) + 1), seeds) if seeds else None

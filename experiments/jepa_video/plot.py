@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import Line, dot_chart, line_chart, mean_curve
+from training.evaluation.plots import Line, dot_chart, final, line_chart, mean_curve
 from training.files import write_atomic
 
 ROLLOUTS = {
@@ -55,9 +55,3 @@ def curve(runs: dict[str, Any], run: str, name: str, told: str) -> Line | None:
     """Average precision by frames ahead, over the seeds of a run."""
     seeds = [seed[f"ap/{told}"] for seed in runs.get(run, {}).get("series", [])]
     return mean_curve(name, range(1, len(seeds[0]) + 1), seeds) if seeds else None
-
-
-def final(runs: dict[str, Any], run: str, key: str) -> list[float]:
-    """What each seed of a run ended with."""
-    values = runs.get(run, {}).get("final", {}).get(key, [])
-    return [value for value in values if value is not None]

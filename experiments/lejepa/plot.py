@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import dot_chart, line_chart, mean_curve
+from training.evaluation.plots import dot_chart, final, line_chart, series_curves
 from training.files import write_atomic
 
 RUNS = {
@@ -33,16 +33,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if groups:
         chart = dot_chart(groups, "share of held-out images named rightly by a linear probe")
         write_atomic(directory / f"{scale}_probe.svg", chart)
-    spectra = []
-    for name in SPECTRA:
-        seeds = [seed["spectrum"] for seed in runs.get(RUNS[name], {}).get("series", [])]
-        if seeds:
-            spectra.append(mean_curve(name, range(1, len(seeds[0]) + 1), seeds))
+    spectra = series_curves(runs, {RUNS[name]: name for name in SPECTRA}, "spectrum")
     if spectra:
         chart = line_chart(spectra, "standard deviation of projections", "principal axis")
         write_atomic(directory / f"{scale}_spectrum.svg", chart)
-
-
-def final(runs: dict[str, Any], run: str, key: str) -> list[float]:
-    """What each seed of a run ended with."""
-    return runs.get(run, {}).get("final", {}).get(key, [])

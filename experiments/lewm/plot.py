@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import dot_chart, line_chart, mean_curve
+from training.evaluation.plots import dot_chart, final, line_chart, series_curves
 from training.evaluation.room_figures import rgb_paths_chart
 from training.files import write_atomic
 
@@ -36,17 +36,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     series = runs.get("world", {}).get("series", [])
     if series and "paths/model" in series[0]:
         write_atomic(directory / f"{scale}_paths.svg", rgb_paths_chart(series[0]))
-    spectra = [
-        mean_curve(name, range(1, len(seeds[0]["spectrum"]) + 1), [s["spectrum"] for s in seeds])
-        for run, name in SPECTRA.items()
-        if (seeds := runs.get(run, {}).get("series"))
-    ]
+    spectra = series_curves(runs, SPECTRA, "spectrum")
     if spectra:
         chart = line_chart(spectra, "standard deviation of latents", "principal axis")
         write_atomic(directory / f"{scale}_spectrum.svg", chart)
-
-
-def final(runs: dict[str, Any], run: str, key: str) -> list[float]:
-    """What each seed of a run ended with."""
-    values = runs.get(run, {}).get("final", {}).get(key, [])
-    return [value for value in values if value is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import dot_chart, line_chart, mean_curve
+from training.evaluation.plots import dot_chart, final, line_chart, series_curves
 from training.evaluation.room_figures import rgb_paths_chart
 from training.files import write_atomic
 
@@ -31,11 +31,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if groups:
         chart = dot_chart(groups, "share of goals that were come near, ever")
         write_atomic(directory / f"{scale}_success.svg", chart)
-    ahead = [
-        mean_curve(name, range(1, len(seeds[0]["ahead"]) + 1), [s["ahead"] for s in seeds])
-        for run, name in ENCODERS.items()
-        if (seeds := runs.get(run, {}).get("series")) and "ahead" in seeds[0]
-    ]
+    ahead = series_curves(runs, ENCODERS, "ahead")
     if ahead:
         chart = line_chart(
             ahead, "error over that of the last frame seen", "blocks of actions ahead"
@@ -44,9 +40,3 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     series = runs.get("frozen", {}).get("series", [])
     if series and "paths/model" in series[0]:
         write_atomic(directory / f"{scale}_paths.svg", rgb_paths_chart(series[0]))
-
-
-def final(runs: dict[str, Any], run: str, key: str) -> list[float]:
-    """What each seed of a run ended with."""
-    values = runs.get(run, {}).get("final", {}).get(key, [])
-    return [value for value in values if value is not None]

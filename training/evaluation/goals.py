@@ -59,6 +59,7 @@ class GoalWorld(Protocol):
 
     data: WalksData[Any]
 
+    def raw(self, blocks: Float[Tensor, "... k"]) -> Float[Tensor, "... skip a"]: ...
     def see(self, states: Float[Tensor, "n t s"]) -> Float[Tensor, "n t 3 h w"]: ...
     def begin(self, states: Float[Tensor, "n s"]) -> Playing: ...
     def reached(
@@ -94,12 +95,7 @@ class Policies:
 
     def raw(self, blocks: Float[Tensor, "*n m k"]) -> Float[Tensor, "*n s a"]:
         """Actions in [-1, 1] that normalised blocks stand for."""
-        data = self.world.data
-        mean, std = (
-            torch.from_numpy(x).to(blocks.device) for x in (data.action_mean, data.action_std)
-        )
-        actions = blocks.unflatten(-1, (data.config.skip, -1)).flatten(-3, -2)
-        return (actions * std + mean).clamp(-1, 1)
+        return self.world.raw(blocks).flatten(-3, -2).clamp(-1, 1)
 
     def planned(self, cost_from: Callable[[Float[Tensor, "n s"]], Cost]) -> Act:
         planning = self.recipe.planning

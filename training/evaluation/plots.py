@@ -72,6 +72,12 @@ def curve(rows: Sequence[Mapping[str, Any]], key: str, name: str | None = None) 
     return Line(name or key, [x for x, _ in points], values)
 
 
+def final(runs: Mapping[str, Any], run: str, key: str) -> list[float]:
+    """What each seed of a run of results/<scale>.json ended with, where it has such a metric."""
+    values = runs.get(run, {}).get("final", {}).get(key, [])
+    return [value for value in values if value is not None]
+
+
 def mean_curve(name: str, x: Sequence[float], seeds: Sequence[Sequence[float | None]]) -> Line:
     """Mean over seeds at each x, with its 95 % interval: of two seeds it would cover the figure."""
     middle, low, high = [], [], []
@@ -82,6 +88,15 @@ def mean_curve(name: str, x: Sequence[float], seeds: Sequence[Sequence[float | N
         low.append(spread[0] if spread else math.nan)
         high.append(spread[1] if spread else math.nan)
     return Line(name, x, middle, (low, high) if len(seeds) > 2 else None)
+
+
+def series_curves(runs: Mapping[str, Any], names: Mapping[str, str], key: str) -> list[Line]:
+    """The mean curve of a series at 1, 2, ... of every run that has it; run -> its name."""
+    return [
+        mean_curve(name, range(1, len(seeds[0]) + 1), seeds)
+        for run, name in names.items()
+        if (seeds := [s[key] for s in runs.get(run, {}).get("series", []) if key in s])
+    ]
 
 
 def styled(draw: Callable[..., str]) -> Callable[..., str]:
