@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import Line, dot_chart, final, line_chart, mean_curve
+from training.evaluation.plots import Line, dot_chart, final, line_chart, mean_curve, series_curves
 from training.files import write_atomic
 
 ROLLOUTS = {
@@ -30,11 +30,8 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if curves:
         chart = line_chart(curves, "average precision of detected centres", "frames ahead")
         write_atomic(directory / f"{scale}_precision.svg", chart)
-    errors = [
-        mean_curve(name, range(1, len(seeds[0]["error"]) + 1), [s["error"] for s in seeds])
-        for name, run in (("four passes", "rollout"), ("one pass", "one_pass"))
-        if (seeds := runs.get(run, {}).get("series"))
-    ]
+    names = {"rollout": "four passes", "one_pass": "one pass"}
+    errors = series_curves(runs, names, "error")
     if errors:
         chart = line_chart(errors, "error over that of the last latent", "frames ahead")
         write_atomic(directory / f"{scale}_error.svg", chart)

@@ -264,11 +264,9 @@ class MovingConfig(DataConfig):
 
 
 @dataclass
-class TwoRoomsRGBConfig(DataConfig):
-    """Walks through two rooms in colour, cut into windows."""
+class WalksConfig(DataConfig):
+    """Walks through a world that is acted in, cut into windows."""
 
-    name: str = "two_rooms_rgb"
-    "Which data: the stem of its file."
     image_size: int = 224
     "Height and width of a frame, in pixels."
     walk: int = 93
@@ -281,10 +279,25 @@ class TwoRoomsRGBConfig(DataConfig):
     "Windows per optimiser step, over all processes."
 
     def __post_init__(self) -> None:
-        require(self.image_size >= 16, "image_size", self.image_size, "at least 16", "try 64")
-        require(self.skip >= 1, "skip", self.skip, "at least 1", "try 5")
-        require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2", "try 128")
-        check_windows(self)
+        at_least(self, "data", 16, "image_size")
+        at_least(self, "data", 1, "skip")
+        at_least(self, "data", 2, "batch_size")
+        most = (self.walk - 1) // self.skip + 1
+        require(
+            2 <= self.seq_len < most,
+            "seq_len",
+            self.seq_len,
+            f"2 to {most - 1} states, data.skip={self.skip} apart, of data.walk={self.walk}",
+            "lower it",
+        )
+
+
+@dataclass
+class TwoRoomsRGBConfig(WalksConfig):
+    """A dot that walks through two rooms in colour."""
+
+    name: str = "two_rooms_rgb"
+    "Which data: the stem of its file."
 
 
 class Pushing(StrEnum):
@@ -295,43 +308,21 @@ class Pushing(StrEnum):
 
 
 @dataclass
-class PushTConfig(DataConfig):
-    """Walks of a disc that pushes a T about, cut into windows."""
+class PushTConfig(WalksConfig):
+    """A disc that pushes a T about."""
 
     name: str = "push_t"
     "Which data: the stem of its file."
     pushing: Pushing = Pushing.strokes
     "weak: actions at random, near the block; strokes: round the block, then into it."
-    image_size: int = 224
-    "Height and width of a frame, in pixels."
     walks: int = 2000
     "Walks that are trained on."
     walk: int = 101
     "States of a walk, of which windows are cut."
-    skip: int = 5
-    "Steps, and actions, from one state of a window to the next."
-    seq_len: int = 4
-    "States of a window, T; it has T - 1 blocks of actions."
-    batch_size: int = 128
-    "Windows per optimiser step, over all processes."
 
     def __post_init__(self) -> None:
-        at_least(self, "data", 16, "image_size")
-        at_least(self, "data", 1, "walks", "skip")
-        at_least(self, "data", 2, "batch_size")
-        check_windows(self)
-
-
-def check_windows(config: TwoRoomsRGBConfig | PushTConfig) -> None:
-    """Raise ValueError unless a window, and one more state, fit into a walk."""
-    most = (config.walk - 1) // config.skip + 1
-    require(
-        2 <= config.seq_len < most,
-        "seq_len",
-        config.seq_len,
-        f"2 to {most - 1} states, data.skip={config.skip} apart, of data.walk={config.walk}",
-        "lower it",
-    )
+        super().__post_init__()
+        at_least(self, "data", 1, "walks")
 
 
 @dataclass

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
 
-from training.data.config_worlds import PushTConfig, TwoRoomsRGBConfig
-from training.data.generated import Config, GeneratedData
+from training.data.config_worlds import WalksConfig
+from training.data.generated import GeneratedData
+
+Config = TypeVar("Config", bound=WalksConfig)
 
 
 class Walks(NamedTuple):
@@ -31,7 +33,6 @@ class WalksData(GeneratedData[Config]):
     """
 
     item = "window"
-    config: TwoRoomsRGBConfig | PushTConfig
 
     def __init__(
         self, config: Config, *, seed: int, rank: int = 0, world: int = 1, sample: Walks

@@ -43,7 +43,7 @@ STIFFNESS, DRAG, DT, SUBSTEPS = 100.0, 20.0, 0.01, 10
 MASS, MOMENT, CENTRE = 1.0, 3000.0, (0.0, 45.0)
 BAR, STEM = (-60.0, 0.0, 60.0, 30.0), (-15.0, 30.0, 15.0, 120.0)  # left, top, right, bottom
 NEAR, NEAR_ANGLE = 20.0, math.pi / 9
-STATE, ACTION = 7, 2
+STATE = 7
 PAPER, AGENT, BLOCK, LINES = (
     torch.tensor(rgb) / 255
     for rgb in ((255, 255, 255), (65, 105, 225), (143, 163, 184), (211, 211, 211))

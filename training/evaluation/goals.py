@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from models.worlds.planners import Cost, Replanning
-from training.data.config_worlds import PushTConfig, TwoRoomsRGBConfig
+from training.data.config_worlds import PushTConfig, WalksConfig
 from training.data.walks import WalksData
 from training.errors import UserError
 from training.evaluation.planning import PlanningModel, over_horizon, planner_of
@@ -222,7 +222,7 @@ def headline(rates: dict[str, dict[str, Any]]) -> dict[str, float]:
     return found | {"eval/at_start": rate["at_start"] for rate in rates.values()}  # noqa: B035
 
 
-def check(recipe: LeWMRecipeConfig, data: TwoRoomsRGBConfig | PushTConfig) -> None:
+def check(recipe: LeWMRecipeConfig, data: WalksConfig) -> None:
     """Raise UserError unless plans and goals fit the episodes and the walks."""
     budget = -(-recipe.episode_steps // data.skip)
     if recipe.planning.horizon > budget:

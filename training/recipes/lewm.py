@@ -22,7 +22,7 @@ from models.worlds.jepa.config import LeWMConfig
 from models.worlds.jepa.lewm import LeWM
 from models.worlds.jepa.regularizers import straightness
 from models.worlds.jepa.targets import Latents
-from training.data.config_worlds import PushTConfig, TwoRoomsRGBConfig
+from training.data.config_worlds import WalksConfig
 from training.data.push_t import PushTData
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
@@ -44,7 +44,6 @@ from training.torch_step import Batch
 CHANNELS, ACTION_DIM = 3, 2
 AHEAD = (1, 3, 5)  # blocks ahead at which places are read off predictions
 CHUNK = 32  # walks that are encoded at once
-DATA = TwoRoomsRGBConfig, PushTConfig
 WORLDS = {"two_rooms_rgb": (TwoRoomsRGBData, RoomsActed), "push_t": (PushTData, PushTActed)}
 "Data by name -> where it is made, and what is acted in."
 
@@ -173,7 +172,7 @@ class LeWMTraining(JEPATraining):
 
 def fill_shapes(config: TrainConfig) -> LeWMConfig:
     """The model's configuration with what the data decides."""
-    assert isinstance(config.model, LeWMConfig) and isinstance(config.data, DATA)
+    assert isinstance(config.model, LeWMConfig) and isinstance(config.data, WalksConfig)
     return dataclasses.replace(
         config.model,
         channels=CHANNELS,
@@ -184,10 +183,10 @@ def fill_shapes(config: TrainConfig) -> LeWMConfig:
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, LeWMRecipeConfig, ("lewm",), DATA, "two_rooms_rgb or data=push_t")
+    check_parts(config, LeWMRecipeConfig, ("lewm",), (WalksConfig,), "two_rooms_rgb or data=push_t")
     recipe, model, data = config.recipe, config.model, config.data
     assert isinstance(recipe, LeWMRecipeConfig) and isinstance(model, LeWMConfig)
-    assert isinstance(data, DATA)
+    assert isinstance(data, WalksConfig)
     if data.image_size % model.patch:
         raise UserError(f"model.patch={model.patch} must divide data.image_size={data.image_size}")
     if data.seq_len - 1 > model.history:
@@ -210,7 +209,7 @@ def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data is made."""
     check(config)
     model_config, data = fill_shapes(config), config.data
-    assert isinstance(data, DATA) and model_config.action_dim is not None
+    assert isinstance(data, WalksConfig) and model_config.action_dim is not None
     with torch.device("meta"):
         model = LeWM(model_config, config.recipe.resolved_target == Target.ema)
     rows = rows_at_once(config, least=2)
