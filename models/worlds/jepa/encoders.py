@@ -9,6 +9,7 @@ class token says.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ class Residual(nn.Module):
         padding: what the convolutions see beyond the edge: "zeros", or "replicate" for its repeat.
     """
 
-    def __init__(self, channels: int, padding: str = "zeros") -> None:
+    def __init__(self, channels: int, padding: Literal["zeros", "replicate"] = "zeros") -> None:
         super().__init__()
         self.first, self.second = (
             nn.Conv2d(channels, channels, 3, padding=1, padding_mode=padding) for _ in range(2)
