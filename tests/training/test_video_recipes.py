@@ -105,6 +105,13 @@ def test_both_masks_are_told_against_one_target() -> None:
     assert made.prediction_error(torch.tensor([0.0, 3.0]), torch.zeros(2)).item() == 1.5
 
 
+def test_clips_of_digits_have_mean_zero_and_variance_one() -> None:
+    made = recipe("masked", "data.batch_size=64")
+    clips = made.clips.see(made.clips.heldout(256))
+    assert abs(clips.mean()) < 0.1
+    assert 0.8 < clips.std() < 1.1, "drawing between pixels blurs"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_probes_send_nothing_back_and_pictures_are_drawn(name: str, tmp_path: Path) -> None:
     made = recipe(name)

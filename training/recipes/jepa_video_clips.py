@@ -53,6 +53,10 @@ class DigitClips:
         self.sprites, self.digits = (
             torch.from_numpy(x).to(device) for x in (data.sprites, data.labels)
         )
+        shown = self.sprites[: data.trained]
+        share = (shown.shape[-1] / data.config.image_size) ** 2  # of a frame, for a digit
+        self.mean = shown.mean() * share
+        self.std = (shown.square().mean() * share - self.mean**2).sqrt()
 
     @staticmethod
     def check(config: MovingConfig) -> None:
@@ -63,10 +67,10 @@ class DigitClips:
             )
 
     def see(self, batch: Batch) -> Tensor:
-        """[b, 1, t, s, s] clips in [0, 1]."""
+        """[b, 1, t, s, s] clips, normalised: a digit must outweigh the places in an embedding."""
         sprites = self.sprites[batch["sprite"]]
         frames = draw_sprites(batch["positions"], sprites, self.data.config.image_size)
-        return rearrange(frames, "b t c h w -> b c t h w")
+        return rearrange((frames - self.mean) / self.std, "b t c h w -> b c t h w")
 
     def heldout(self, count: int) -> Batch:
         films = self.data.heldout(count, self.data.config.seq_len)
