@@ -26,7 +26,8 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if groups:
         chart = dot_chart(groups, "share of held-out images named rightly by a linear probe")
         write_atomic(directory / f"{scale}_probe.svg", chart)
-    spectra = series_curves(runs, {run: name for name, run in RUNS.items()}, "spectrum")
+    names = {run: name for name, run in RUNS.items()}
+    spectra = series_curves(runs, names, "spectrum", end=-1)  # a LayerNorm empties one axis
     if spectra:
         chart = line_chart(spectra, "standard deviation of latents", "principal axis")
         write_atomic(directory / f"{scale}_spectrum.svg", chart)

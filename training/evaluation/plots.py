@@ -90,12 +90,18 @@ def mean_curve(name: str, x: Sequence[float], seeds: Sequence[Sequence[float | N
     return Line(name, x, middle, (low, high) if len(seeds) > 2 else None)
 
 
-def series_curves(runs: Mapping[str, Any], names: Mapping[str, str], key: str) -> list[Line]:
-    """The mean curve of a series at 1, 2, ... of every run that has it; run -> its name."""
+def series_curves(
+    runs: Mapping[str, Any], names: Mapping[str, str], key: str, end: int | None = None
+) -> list[Line]:
+    """The mean curve of a series at 1, 2, ... of every run that has it; run -> its name.
+
+    Args:
+        end: as of a slice: -1 leaves the last value of each series out.
+    """
     return [
         mean_curve(name, range(1, len(seeds[0]) + 1), seeds)
         for run, name in names.items()
-        if (seeds := [s[key] for s in runs.get(run, {}).get("series", []) if key in s])
+        if (seeds := [s[key][:end] for s in runs.get(run, {}).get("series", []) if key in s])
     ]
 
 
