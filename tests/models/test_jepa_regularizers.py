@@ -170,6 +170,12 @@ def test_ranks_of_known_latents() -> None:
     torch.testing.assert_close(spectrum(z), wanted)
 
 
+def test_the_statistic_of_sigreg_is_seen_whatever_trains() -> None:
+    assert 0.3 < diagnose(normal(4096, 64))["sigreg"] * 4096 < 2.2, "1.05 on average"
+    assert abs(diagnose(torch.zeros(20_000, 8))["sigreg"] - 0.40205) < 1e-4
+    assert diagnose(normal(4096, 64) * 1.3)["sigreg"] > 0.01
+
+
 def test_the_alarm_names_what_is_wrong() -> None:
     healthy = diagnose(normal(1000, 32))
     assert alarm(healthy) is None and alarm({**healthy, "action_use": 3.0}) is None
