@@ -94,6 +94,8 @@ class CEM:
     "Share of the samples that forget what was found: around zero, with the longest hold."
     keep: bool = True
     "The best sequence so far is among the samples of every iteration."
+    kept: int = 0
+    "Elites of the iteration before that are among the samples too."
     best: bool = True
     "Plan the best sequence; else the mean of the elites."
     momentum: float = 0.0
@@ -106,6 +108,7 @@ class CEM:
         std = torch.full_like(mean, self.std)
         fresh = round(self.fresh * self.samples)
         history, best, least = [], mean, torch.full((b,), torch.inf, device=mean.device)
+        elites = mean[:, None]
         for iteration in range(self.iterations):
             noise = self.noise((b, self.samples, h, a), mean, generator)
             candidates = mean[:, None] + std[:, None] * noise
@@ -114,6 +117,9 @@ class CEM:
                 candidates[:, -fresh:] = self.std * away
             if self.keep:
                 candidates[:, 0] = mean if iteration == 0 else best
+            if iteration:
+                again = elites[:, : min(self.kept, self.samples - 1)]
+                candidates[:, 1 : 1 + again.shape[1]] = again
             candidates = within_norm(candidates, self.max_norm)
             costs = worst_if_broken(cost(candidates))  # [b, k]
             elite_costs, index = costs.topk(self.elites, dim=1, largest=False)
@@ -139,11 +145,13 @@ class CEM:
 
 @dataclass(frozen=True)
 class ICEM(CEM):
-    """CEM with noise of a power spectrum 1 / f^beta, and a share of elites that stay."""
+    """CEM with noise of a power spectrum 1 / f^beta, and elites that stay.
 
-    beta: float = 2.0
+    The noise is correlated over the whole horizon, so that `holds` is for `fresh` samples only.
+    """
+
     kept: int = 5
-    "Elites of the iteration before that are among the samples."
+    beta: float = 2.0
 
     def noise(
         self, shape: tuple[int, int, int, int], like: Tensor, generator: torch.Generator | None
@@ -189,8 +197,11 @@ class MPPI:
             candidates[:, 0] = mean
             candidates = within_norm(candidates, self.max_norm)
             costs = worst_if_broken(cost(candidates))
-            weight = torch.softmax(-(costs - costs.amin(1, keepdim=True)) / self.temperature, dim=1)
-            mean = (weight[..., None, None] * candidates).sum(dim=1)
+            least = costs.amin(1, keepdim=True)
+            weight = torch.softmax(-(costs - least) / self.temperature, dim=1)
+            weight = weight.where(least.isfinite(), 0.0)
+            found = (weight[..., None, None] * candidates).sum(dim=1)
+            mean = torch.where(least[..., None].isfinite(), found, mean)  # all broken: as before
             history.append((weight * costs.nan_to_num(posinf=0.0)).sum(dim=1))
         mean = within_norm(mean, self.max_norm)
         return Plan(mean, cost(mean[:, None])[:, 0], history)

@@ -232,3 +232,27 @@ def test_actions_keep_their_direction_within_a_norm() -> None:
     found = within_norm(actions, 1.0)
     torch.testing.assert_close(found, torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]))
     assert torch.equal(within_norm(actions, None), actions)
+
+
+def test_elites_stay_among_the_samples_of_icem() -> None:
+    goal, seen = torch.tensor([[10.0, 3.0]]), []
+
+    def cost(actions: torch.Tensor) -> torch.Tensor:
+        seen.append(actions[0])
+        return walk_cost(goal)(actions)
+
+    ICEM(samples=50, elites=8, iterations=3, kept=5)(cost, torch.zeros(1, 4, 2), fresh())
+    for before, after in zip(seen[:2], seen[1:3], strict=True):
+        best = before[walk_cost(goal)(before[None])[0].argsort()[:5]]
+        assert all((after == row).flatten(1).all(dim=1).any() for row in best)
+
+
+@pytest.mark.parametrize("planner", ALL, ids=lambda p: type(p).__name__)
+def test_where_every_sample_is_broken_the_plan_before_stands(planner) -> None:
+    def cost(actions: torch.Tensor) -> torch.Tensor:
+        broken = torch.tensor([torch.nan, 0.0])[:, None]
+        return actions.square().sum(dim=(-1, -2)) + broken
+
+    plan = planner(cost, torch.full((2, 4, 2), 0.1), fresh())
+    assert plan.actions.isfinite().all()
+    assert plan.actions[1].norm() < 0.5

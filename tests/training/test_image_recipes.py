@@ -90,16 +90,16 @@ def masked() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_each_block_is_told_by_itself_from_the_context_alone() -> None:
     made = recipe("ijepa", *COARSE)
     images, context, targets = masked()
-    base = made.model(images, context, targets)
+    base = made.model(images, [(context, targets)])
     assert base.predicted.shape == base.target.shape == (3, 4, 24)
     hidden = images.clone()
     hidden[0, :, 4:8, 8:] = 5.0  # patches 6 and 7 of the first image
-    found = made.model(hidden, context, targets)
+    found = made.model(hidden, [(context, targets)])
     torch.testing.assert_close(found.predicted, base.predicted)
     assert not torch.allclose(found.target[0], base.target[0])
     moved = targets.clone()
     moved[:, 1] = torch.tensor([13, 15])
-    found = made.model(images, context, moved)
+    found = made.model(images, [(context, moved)])
     torch.testing.assert_close(found.predicted[:, :2], base.predicted[:, :2])
     assert not torch.allclose(found.predicted[:, 2:], base.predicted[:, 2:])
 
@@ -109,7 +109,7 @@ def test_targets_are_normalised_latents_of_the_average_in_the_order_of_the_block
     images, context, targets = masked()
     for parameter in made.model.average.parameters():
         parameter.add_(0.1 * torch.randn(parameter.shape))
-    found = made.model(images, context, targets)
+    found = made.model(images, [(context, targets)])
     whole = made.model.average(images)
     whole = (whole - whole.mean(-1, keepdim=True)) / whole.std(-1, unbiased=False, keepdim=True)
     torch.testing.assert_close(found.target[1, 2:], whole[1, [13, 14]], atol=1e-4, rtol=1e-3)
@@ -120,8 +120,8 @@ def test_targets_are_normalised_latents_of_the_average_in_the_order_of_the_block
 def test_what_spreads_latents_is_about_images_and_not_about_places() -> None:
     made = recipe("ijepa", *COARSE, "recipe.regularizer=vicreg", "recipe.target=ema")
     images, context, targets = masked()
-    alike = made.model(images[:1].expand_as(images), context[:1].expand_as(context), targets)
-    different = made.model(images, context, targets)
+    alike = made.model(images[:1].expand_as(images), [(context[:1].expand_as(context), targets)])
+    different = made.model(images, [(context, targets)])
     assert different.z.shape == (3, 1, 24)
     spread = [made.regularize(latents, None)["std"].item() for latents in (alike, different)]
     assert spread[0] == pytest.approx(0.99, abs=1e-3) and spread[1] < spread[0] - 1e-3

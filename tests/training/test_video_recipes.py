@@ -98,11 +98,17 @@ def test_both_masks_are_told_against_one_target() -> None:
     assert {"context_0", "targets_0", "context_1", "targets_1"} <= seen.keys()
     found, _ = made.latents(seen)
     clips = made.clips.see(seen)
-    alone = made.model(clips, seen["context_1"], seen["targets_1"])
+    alone = made.model(clips, [(seen["context_1"], seen["targets_1"])])
     told = alone.predicted.shape[1]
     torch.testing.assert_close(found.predicted[:, -told:], alone.predicted)
     torch.testing.assert_close(found.target[:, -told:], alone.target)
     assert made.prediction_error(torch.tensor([0.0, 3.0]), torch.zeros(2)).item() == 1.5
+
+
+def test_probes_are_judged_by_scans_they_were_not_fitted_to() -> None:
+    clips = recipe("masked").clips
+    fitted, judged = clips.heldout(200)["sprite"].split(100)
+    assert fitted.max() < clips.data.trained <= judged.min()
 
 
 def test_clips_of_digits_have_mean_zero_and_variance_one() -> None:

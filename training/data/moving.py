@@ -56,6 +56,11 @@ class MovingData(GeneratedData[MovingConfig]):
         rng = numpy_rng(self._seed, "eval/moving", frames)
         return self.films(rng, count, frames, held=True)
 
+    def for_probes(self, count: int, frames: int) -> Films:
+        """Other films than training shows, of the digits that it shows."""
+        rng = numpy_rng(self._seed, "eval/moving/probes", frames)
+        return self.films(rng, count, frames, held=False)
+
     def films(self, rng: np.random.Generator, n: int, frames: int, held: bool) -> Films:
         """`n` films."""
         config, shape = self.config, (n, self.config.objects)

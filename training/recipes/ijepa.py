@@ -70,7 +70,7 @@ class IJEPATraining(ImageJEPATraining):
 
     def latents(self, batch: Batch) -> tuple[Latents, None]:
         images = self.see(batch)[:, 0]
-        return self.model(images, batch["context"], batch["targets"]), None
+        return self.model(images, [(batch["context"], batch["targets"])]), None
 
     def prediction_error(self, predicted: Tensor, target: Tensor) -> Tensor:
         return F.smooth_l1_loss(predicted.float(), target.float())
@@ -158,7 +158,7 @@ def estimate(config: TrainConfig) -> Estimate:
     context, targets = (torch.from_numpy(x[:rows]).to("meta") for x in masks)
 
     def loss() -> Tensor:
-        latents = model(images, context, targets)
+        latents = model(images, [(context, targets)])
         return (latents.predicted - latents.target).square().mean()
 
     return torch_estimate(model, loss, rows, config, data.batch_size, IJEPATraining.unit)

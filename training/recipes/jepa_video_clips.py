@@ -1,7 +1,7 @@
 """What clips a masked video encoder learns from, and what its latents are asked about.
 
 Each kind of data is one class: `see` draws a batch, `heldout` gives films that training never
-shows, `labels` what a linear probe has to tell of them.
+shows, half of them for probes to be fitted to, `labels` what a linear probe has to tell of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from training.data.config_worlds import (
     TrajectoriesConfig,
     TwoRoomsRGBConfig,
 )
-from training.data.moving import MovingData
+from training.data.moving import Films, MovingData
 from training.data.trajectories import TrajectoriesData
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.envs import two_rooms_rgb
@@ -73,8 +73,13 @@ class DigitClips:
         return rearrange((frames - self.mean) / self.std, "b t c h w -> b c t h w")
 
     def heldout(self, count: int) -> Batch:
-        films = self.data.heldout(count, self.data.config.seq_len)
-        return on_device(films._asdict(), self.sprites.device)
+        """The first half shows scans of training: no probe knows one that it is judged by."""
+        half, frames = count // 2, self.data.config.seq_len
+        parts = self.data.for_probes(half, frames), self.data.heldout(count - half, frames)
+        films = {
+            name: np.concatenate(both) for name, *both in zip(Films._fields, *parts, strict=True)
+        }
+        return on_device(films, self.sprites.device)
 
     def labels(self, batch: Batch) -> dict[str, Tensor]:
         step = batch["positions"][:, 1, 0] - batch["positions"][:, 0, 0]

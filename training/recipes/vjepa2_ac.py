@@ -101,11 +101,9 @@ class VJEPA2ACTraining(JEPATraining):
 
     def latents(self, batch: Batch) -> tuple[Latents, Tensor]:
         actions, states = batch["actions"], self.world.actor(batch["states"])
-        z = self.model.encode(self.world.film(batch))  # [b, t, n, d]
-        told = self.model.predictor(z[:, :-1], actions, states[:, :-1])
         steps = min(self.recipe.rollout_steps, actions.shape[1])
         guessed = self.world.guessed(states[:, 0], actions[:, :steps])
-        ahead = self.model.rollout(z[:, 0], actions[:, :steps], guessed)
+        z, told, ahead = self.model(self.world.film(batch), actions, states, guessed)
         wanted = torch.cat([z[:, 1:], z[:, 1 : 1 + steps]], dim=1)
         return Latents(z, torch.cat([told, ahead], dim=1), wanted), actions
 
@@ -131,9 +129,10 @@ class VJEPA2ACTraining(JEPATraining):
         parts = zip(*(x.split(CHUNK) for x in batch.values()), strict=True)
         seen = [self.world.film(dict(zip(batch, part, strict=True))) for part in parts]
         z = torch.cat([self.model.encode(frames).float() for frames in seen])
+        guessed = self.world.guessed(states[:, 0], actions)
         ahead, wrong = (
-            self.model.rollout(z[:, 0], a, self.world.guessed(states[:, 0], a)).float()
-            for a in (actions, actions.roll(1, 0))
+            self.model.rollout(z[:, 0], a, guessed).float()
+            for a in (actions, actions.roll(1, 0))  # states stay: they tell of actions too
         )
         truth = z[:, 1:]
         told, shuffled, last = (
@@ -318,13 +317,11 @@ def estimate(config: TrainConfig) -> Estimate:
     steps, size = data.seq_len - 1, data.image_size
     frames = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")
     actions = torch.zeros(rows, steps, action_dim, device="meta")
-    states = torch.zeros(rows, steps, state_dim, device="meta")
+    states = torch.zeros(rows, data.seq_len, state_dim, device="meta")
     ahead = min(config.recipe.rollout_steps, steps)
 
     def loss() -> Tensor:
-        z = model.encode(frames)
-        told = model.predictor(z[:, :-1], actions, states)
-        later = model.rollout(z[:, 0], actions[:, :ahead], states[:, :ahead])
+        _, told, later = model(frames, actions, states, states[:, :ahead])
         return told.abs().mean() + later.abs().mean()
 
     return torch_estimate(

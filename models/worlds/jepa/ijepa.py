@@ -15,6 +15,8 @@ Dimensions: b images, n patches, k of them in the context, m target blocks of q 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -93,11 +95,12 @@ class IJEPA(nn.Module):
     def forward(
         self,
         images: Float[Tensor, "b c *size"],
-        context: Int[Tensor, "b k"],
-        targets: Int[Tensor, "b m q"],
+        masks: Sequence[tuple[Int[Tensor, "b k"], Int[Tensor, "b m q"]]],
     ) -> Latents:
-        """The context's mean latent, and what the context tells of each block."""
-        return self.tell(images, self.whole(images), context, targets)
+        """The context's mean latent under each (context, targets), and what it tells of targets."""
+        s = self.whole(images)
+        found = [self.tell(images, s, context, targets) for context, targets in masks]
+        return Latents(*(torch.cat([part[i] for part in found], dim=1) for i in range(3)))
 
     def whole(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """s: the targets of all patches."""
@@ -111,7 +114,7 @@ class IJEPA(nn.Module):
         context: Int[Tensor, "b k"],
         targets: Int[Tensor, "b m q"],
     ) -> Latents:
-        """The same for targets s that are known, as for several masks of the same images.
+        """Under one mask, for targets s that are known.
 
         Returns:
             z [b, 1, d], the mean latent of the context: patches of an image differ by their places

@@ -110,6 +110,22 @@ class VJEPA2AC(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("deviation", torch.ones(shape))
 
+    def forward(
+        self,
+        frames: Float[Tensor, "b t c h w"],
+        actions: Float[Tensor, "b t-1 a"],
+        states: Float[Tensor, "b t s"],
+        guessed: Float[Tensor, "b r s"],
+    ) -> tuple[Float[Tensor, "b t n d"], Float[Tensor, "b t-1 n d"], Float[Tensor, "b r n d"]]:
+        """Latents, those of the next frames from the true ones, and those of a rollout.
+
+        Args:
+            guessed: the first state and those that the first actions lead to, r of them.
+        """
+        z = self.encode(frames)
+        told = self.predictor(z[:, :-1], actions, states[:, :-1])
+        return z, told, self.rollout(z[:, 0], actions[:, : guessed.shape[1]], guessed)
+
     def reset_standards(self) -> None:
         """Latents are as the encoder gives them, normed."""
         self.mean.zero_()
