@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import field
 from typing import Any
 
@@ -12,11 +13,11 @@ def free(default: Any) -> Any:
 
 
 def at_least(config: Any, group: str, low: float, *keys: str) -> None:
-    """Raise ValueError unless each key of `config` is None or at least `low`."""
+    """Raise ValueError unless each key of `config` is None or a number from `low` on."""
     for key in keys:
         value = getattr(config, key)
-        if value is not None and not value >= low:  # nan is refused too
-            raise ValueError(f"{group}.{key}={value} must be at least {low}")
+        if value is not None and not low <= value < math.inf:  # nan is refused too
+            raise ValueError(f"{group}.{key}={value} must be at least {low}, and finite")
 
 
 def within(config: Any, group: str, low: float, high: float, *keys: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -242,7 +243,7 @@ def test_elites_stay_among_the_samples_of_icem() -> None:
         return walk_cost(goal)(actions)
 
     ICEM(samples=50, elites=8, iterations=3, kept=5)(cost, torch.zeros(1, 4, 2), fresh())
-    for before, after in zip(seen[:2], seen[1:3], strict=True):
+    for before, after in itertools.pairwise(seen[:3]):
         best = before[walk_cost(goal)(before[None])[0].argsort()[:5]]
         assert all((after == row).flatten(1).all(dim=1).any() for row in best)
 

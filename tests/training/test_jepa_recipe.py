@@ -178,6 +178,10 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
         (["recipe.regularizer=ema", "recipe.target=grad"], r"recipe\.regularizer=ema"),
         (["model.encoder.channels=[]"], r"model\.encoder\.channels=\[\]"),
         (["optim=muon"], r"use optim=adamw"),
+        (
+            ["model.encoder.kind=vit", "model.encoder.heads=4", "model.encoder.patch=5"],
+            r"encoder\.patch=5 must divide",
+        ),
         (["regularizer=sigreg"], r"Did you mean recipe\.regularizer\?"),
     ],
 )

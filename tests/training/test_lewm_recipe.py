@@ -101,6 +101,7 @@ def test_an_evaluation_plays_every_policy_and_leaves_the_model_alone(tmp_path: P
         ("data.image_size=30", r"model\.patch=8 must divide data\.image_size=30"),
         ("data.seq_len=6", r"its 5 states are more than the predictor looks back at"),
         ("recipe.planning.horizon=11", r"reach beyond recipe\.episode_steps=50: lower it to 10"),
+        ("data.walk=21", r"data\.walk=21, data\.skip=5: .* a walk has 4; raise data\.walk"),
         ("recipe.goal_steps=93", r"recipe\.goal_steps=93 must be fewer than data\.walk=93"),
         ("recipe.policies=[greedy]", r"recipe\.policies=\['greedy'\] are unknown: use model"),
         ("model.dropout=1.0", r"model\.dropout=1\.0 must be in \[0, 1\)"),

@@ -206,13 +206,16 @@ def test_recorded_trajectories_are_learned_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"actions": np.full((11, 3), np.nan)}, r"actions\[0\] is .nan.*: a number is expected"),
+        ({"actions": np.full((11, 3), np.nan)}, r"actions\[0\] is .nan.*: a number below 1e.06"),
+        ({"actions": np.full((11, 3), 1e30)}, r"actions\[0\] is .1.*30.*: a number below"),
+        ({"actions": np.zeros((33, 3))}, r"actions must be numbers \[11, 3\], .* \[33, 3\]"),
+        ({"actions": np.full((11, 3), "up")}, r"actions must be numbers .* they are <U2"),
         (
             {"frames": np.zeros((12, 16, 16, 3), np.uint8)},
             r"frames must be uint8 .*data\.image",
         ),
         ({"frames": np.zeros((12, 32, 32, 3))}, r"they are float64 \[12, 32, 32, 3\]"),
-        ({"states": np.zeros((12, 2))}, r"states must be \[12, 3\], they are \[12, 2\]"),
+        ({"states": np.zeros((12, 2))}, r"states must be numbers \[12, 3\], .* \[12, 2\]"),
         ({"actions": np.array([object()] * 11)}, r"cannot be read: Object arrays cannot"),
     ],
 )

@@ -231,10 +231,10 @@ class MovingConfig(DataConfig):
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1", "try 64")
         size = self.image_size
         require(
-            4 <= self.digit_size <= size,
+            4 <= self.digit_size < size,
             "digit_size",
             self.digit_size,
-            f"4 to data.image_size={size} pixels",
+            f"from 4 pixels on, and below data.image_size={size}: what fills a frame cannot move",
             "lower it",
         )
         require(

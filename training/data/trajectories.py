@@ -14,6 +14,7 @@ actions need frames only.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from training.data.generated import GeneratedData
 from training.data.order import visit
 from training.seeding import stream_seed
 
+LARGEST = 1e6  # magnitude of an action or a state; beyond it training overflows
 KEPT = 8  # files that stay in memory
 
 
@@ -111,7 +113,7 @@ class TrajectoriesData(GeneratedData[TrajectoriesConfig]):
         try:
             with np.load(file, allow_pickle=False) as content:
                 found = {name: content[name] for name in content.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise DataError(f"{file} cannot be read: {error}") from error
         frames = found.get("frames")
         if frames is None or frames.dtype != np.uint8 or frames.shape[1:] != (size, size, 3):
@@ -123,20 +125,25 @@ class TrajectoriesData(GeneratedData[TrajectoriesConfig]):
         if not self.acted:
             return {"frames": frames}
         result = {"frames": frames}
-        for name, width, least in (
-            ("actions", config.action_dim, len(frames) - 1),
-            ("states", config.state_dim, len(frames)),
+        t = len(frames)
+        for name, width, counts in (
+            ("actions", config.action_dim, (t - 1, t)),
+            ("states", config.state_dim, (t,)),
         ):
             rows = found.get(name)
-            if rows is None or rows.ndim != 2 or rows.shape[1] != width or len(rows) < least:
-                what = "none" if rows is None else list(rows.shape)
+            whole = rows is not None and rows.ndim == 2 and rows.dtype.kind in "fiu"
+            if rows is None or not whole or rows.shape[1] != width or len(rows) not in counts:
+                what = "none" if rows is None else f"{rows.dtype} {list(rows.shape)}"
                 raise DataError(
-                    f"{file}: {name} must be [{least}, {width}], they are {what}: convert them, "
-                    f"or set data.{name.removesuffix('s')}_dim"
+                    f"{file}: {name} must be numbers [{counts[0]}, {width}], they are {what}: "
+                    f"convert them, or set data.{name.removesuffix('s')}_dim"
                 )
-            if not np.isfinite(rows).all():
-                bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-                raise DataError(f"{file}: {name}[{bad}] is {rows[bad]}: a number is expected")
+            small = (np.abs(rows) < LARGEST).all(axis=1)  # nan is not
+            if not small.all():
+                bad = int(np.flatnonzero(~small)[0])
+                raise DataError(
+                    f"{file}: {name}[{bad}] is {rows[bad]}: a number below {LARGEST:g} is expected"
+                )
             result[name] = rows.astype(np.float32)
         return result
 
@@ -150,6 +157,8 @@ def length(file: Path) -> int:
                 shape, _, _ = np.lib.format.read_array_header_1_0(part)
             else:
                 shape, _, _ = np.lib.format.read_array_header_2_0(part)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is no .npz file with `frames`: {error}") from error
+    if len(shape) != 4:
+        raise DataError(f"{file}: frames must be [t, s, s, 3], they are {list(shape)}")
     return shape[0]

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from models.language.config import InnerOrder
+from models.worlds.jepa.config import EncoderConfig, EncoderKind
 from training.errors import UserError
 from training.fields import at_least, free, within
 
@@ -32,6 +33,12 @@ def check_parts(
         )
     if not isinstance(config.data, data):
         raise UserError(f"recipe={name} takes data={use}, not data={config.data.name}")
+
+
+def check_patch(encoder: EncoderConfig, what: str, size: int) -> None:
+    """Raise UserError unless a transformer's patches cut images of `size`, which `what` decides."""
+    if encoder.kind == EncoderKind.vit and size % encoder.patch:
+        raise UserError(f"model.encoder.patch={encoder.patch} must divide {what} {size}")
 
 
 @dataclass

@@ -47,6 +47,7 @@ from training.torch_step import Batch, TorchStep, build_on
 
 FRAMEWORK = "torch"
 BatchNorm = nn.modules.batchnorm._BatchNorm
+PER_EXAMPLE = Regularizer.none, Regularizer.ema  # no statistics of a batch
 
 
 class JEPATraining:
@@ -77,6 +78,12 @@ class JEPATraining:
             raise UserError(
                 f"recipe={config.recipe.name} has no blocks whose matrices Muon could take: use "
                 "optim=adamw"
+            )
+        if config.optim.accumulate > 1 and config.recipe.regularizer not in PER_EXAMPLE:
+            raise UserError(
+                f"optim.accumulate={config.optim.accumulate}: the terms of "
+                f"recipe.regularizer={config.recipe.regularizer} are statistics of the whole "
+                "batch, parts of it have others; set optim.accumulate=1"
             )
         self.config, self.objective, self.data = config, config.recipe, data
         self.processes, self.units_per_step = processes, frames_per_step
@@ -115,6 +122,7 @@ class JEPATraining:
         self.model.train()
         seed, count = self.config.seed, self.trainer.count
         torch.manual_seed(stream_seed(seed, "dropout", count, self.processes.rank))
+        self.terms = {}
         metrics = self.trainer.update(batch, self.loss)
         if self.objective.resolved_target == Target.ema:
             count, steps = self.trainer.count, self.config.loop.steps
@@ -130,7 +138,9 @@ class JEPATraining:
         target = latents.target.detach() if constant else latents.target
         terms = {"pred": self.prediction_error(latents.predicted, target)}
         terms |= self.regularize(latents, actions)
-        self.terms = {name: value.detach() for name, value in terms.items()}
+        for name, value in terms.items():  # the mean over the parts of a batch
+            part = value.detach() / self.config.optim.accumulate
+            self.terms[name] = self.terms.get(name, 0.0) + part
         weights = {name: getattr(self.objective, f"{name}_weight") for name in terms}
         return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
 

@@ -48,7 +48,7 @@ from training.evaluation.room_figures import (
 from training.evaluation.room_geometry import geometry
 from training.evaluation.surprise import judge, violations
 from training.files import write_atomic
-from training.recipes.config import check_parts
+from training.recipes.config import check_parts, check_patch
 from training.recipes.config_worlds import JEPAPlanningConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
@@ -280,6 +280,9 @@ def fill_shapes(config: TrainConfig) -> JEPAConfig:
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_parts(config, JEPAPlanningConfig, ("jepa",), (TwoRoomsConfig,), "two_rooms")
+    assert isinstance(config.model, JEPAConfig) and isinstance(config.data, TwoRoomsConfig)
+    pixels = image_size(config.data.pool)
+    check_patch(config.model.encoder, f"the size at data.pool={config.data.pool},", pixels)
 
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> JEPAPlanningTraining:

@@ -25,7 +25,7 @@ from training.data.images import LOCAL, ImageData
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
-from training.recipes.config import check_parts
+from training.recipes.config import check_parts, check_patch
 from training.recipes.config_worlds import LeJEPARecipeConfig, Target
 from training.recipes.image_jepa import ImageJEPATraining, channels_of, open_images
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
@@ -83,6 +83,14 @@ def check(config: TrainConfig) -> None:
         raise UserError(
             f"data.views.count={views.count}: an averaged target is of other views, give 2 or more"
         )
+    if views.count + views.local_count < 2:
+        raise UserError(
+            f"data.views.count={views.count}, local_count={views.local_count}: a view alone agrees "
+            "with itself, give 2 or more"
+        )
+    check_patch(config.model.encoder, "data.image_size,", config.data.image_size)
+    if views.local_count:
+        check_patch(config.model.encoder, "data.views.local_size,", views.local_size)
     one_size = kind in (EncoderKind.conv, EncoderKind.impala)
     if one_size and views.local_count and views.local_size != config.data.image_size:
         raise UserError(

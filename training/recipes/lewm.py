@@ -194,6 +194,12 @@ def check(config: TrainConfig) -> None:
             f"data.seq_len={data.seq_len}: its {data.seq_len - 1} states are more than the "
             f"predictor looks back at; raise model.history={model.history}"
         )
+    ahead = (data.walk - 1) // data.skip
+    if ahead < max(AHEAD):
+        raise UserError(
+            f"data.walk={data.walk}, data.skip={data.skip}: places are read off predictions up to "
+            f"{max(AHEAD)} blocks of actions ahead, a walk has {ahead}; raise data.walk"
+        )
     goals.check(recipe, data)
 
 

@@ -100,7 +100,11 @@ class IJEPA(nn.Module):
         """The context's mean latent under each (context, targets), and what it tells of targets."""
         s = self.whole(images)
         found = [self.tell(images, s, context, targets) for context, targets in masks]
-        return Latents(*(torch.cat([part[i] for part in found], dim=1) for i in range(3)))
+        return Latents(
+            torch.cat([part.z for part in found], dim=1),
+            torch.cat([part.predicted for part in found], dim=1),
+            torch.cat([part.target for part in found], dim=1),
+        )
 
     def whole(self, images: Float[Tensor, "b c *size"]) -> Float[Tensor, "b n d"]:
         """s: the targets of all patches."""

@@ -1,0 +1,40 @@
+"""Models of latents in two processes, whose weights are shards, learn what one process learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import (
+    SMALL_BATCH,
+    SMALL_FILM,
+    SMALL_FILMS,
+    SMALL_FROZEN,
+    SMALL_IMAGES,
+    train,
+)
+
+CASES = {
+    "ijepa": [*SMALL_IMAGES["ijepa"], *SMALL_BATCH],
+    "rollout": [*SMALL_FILMS["rollout"], *SMALL_FILM],
+    "masked": [*SMALL_FILMS["masked"], *SMALL_FILM],
+    "vjepa2_ac": [*SMALL_FROZEN, "recipe.policies=[]"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(case: str, tmp_path: Path) -> None:
+    sets = [*CASES[case], "loop.steps=3", "loop.log_every=1", "run=x"]
+    found = []
+    for processes in (1, 2):
+        done = train(tmp_path / str(processes), *sets, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (file,) = (tmp_path / str(processes)).glob("*/*/x/metrics.jsonl")
+        found.append([json.loads(row) for row in file.read_text().splitlines()])
+    for one, two in zip(*found, strict=True):
+        for key in one:
+            if key.startswith("train/") or key in ("opt/grad_norm", "eval/probe"):
+                assert two[key] == pytest.approx(one[key], rel=2e-3, abs=1e-5), key
