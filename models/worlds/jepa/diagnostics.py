@@ -14,7 +14,7 @@
     action use       prediction error with shuffled actions over that with the right ones: 1 where
                      the predictor ignores what was done
 
-All in fp32 from a covariance matrix: singular values of thousands of rows are slow on a CPU.
+Ranks and spreads are in fp32 from a covariance matrix: singular values of thousands of rows are slow on a CPU.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def diagnose(z: Float[Tensor, "n d"]) -> dict[str, float]:
     raw = torch.linalg.eigvalsh((z.mT @ z).double()).clamp(min=0)
     apart = covariance / (std[:, None] * std).clamp(min=1e-12)
     d = z.shape[1]
+    off = (apart.abs().sum() - apart.diagonal().abs().sum()) / max(1, d * (d - 1))
     some = z[:: -(-len(z) // ROWS)]
     axes = directions(d, DIRECTIONS, torch.Generator(z.device).manual_seed(0), z.device)
-    off = (apart.abs().sum() - apart.diagonal().abs().sum()) / max(1, d * (d - 1))
     return {
         "std": std.mean().item(),
         "std_least": std.min().item(),
