@@ -14,7 +14,8 @@
     action use       prediction error with shuffled actions over that with the right ones: 1 where
                      the predictor ignores what was done
 
-Ranks and spreads are in fp32 from a covariance matrix: singular values of thousands of rows are slow on a CPU.
+Ranks and spreads are in fp32 from a covariance matrix: singular values of thousands of rows are
+slow on a CPU.
 """
 
 from __future__ import annotations
