@@ -124,7 +124,7 @@ def test_average_precision_by_hand() -> None:
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.radius=.*room for data\.objects=9 balls"):
         MovingConfig(movers=Movers.balls, objects=9, radius=[8.0, 9.0])
-    with pytest.raises(ValueError, match=r"data\.digit_size=80 .*4 to data\.image_size=64"):
+    with pytest.raises(ValueError, match=r"data\.digit_size=80 .*below data\.image_size=64"):
         MovingConfig(digit_size=80)
     with pytest.raises(ValueError, match=r"data\.seq_len=2"):
         MovingConfig(seq_len=2)
