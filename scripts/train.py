@@ -22,7 +22,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from training.config import config_message, experiment_list, options, to_config
+from training.config import (
+    config_message,
+    experiment_list,
+    options,
+    refuse_empty_groups,
+    to_config,
+)
 from training.errors import UserError
 from training.options import register
 from training.run_directory import run_path
@@ -155,6 +161,7 @@ def main() -> None:
     os.environ.setdefault("AFFERENT_SWEEP", time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}")
     register()
     try:
+        refuse_empty_groups(arguments)
         if "launcher=slurm" in arguments and shutil.which("srun") is None:
             raise UserError(
                 "launcher=slurm needs Slurm, but there is no `srun` on this machine: use "

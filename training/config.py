@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,41 @@ def to_config(cfg: DictConfig) -> TrainConfig:
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(config_message(error)) from error
     assert isinstance(config, TrainConfig)
+    refuse_infinite(config)
+    for group in ("recipe", "model", "data"):
+        refuse_other_name(group, getattr(config, group))
     return config
+
+
+def refuse_infinite(node: Any, path: str = "") -> None:
+    """Raise UserError if a number somewhere below is infinite, or none."""
+    if isinstance(node, float) and not math.isfinite(node):
+        raise UserError(f"{path}={node} must be a finite number")
+    if dataclasses.is_dataclass(node):
+        for item in dataclasses.fields(node):
+            below = f"{path}.{item.name}" if path else item.name
+            refuse_infinite(getattr(node, item.name), below)
+    elif isinstance(node, list):
+        for item in node:
+            refuse_infinite(item, path)
+
+
+def refuse_other_name(group: str, chosen: Any) -> None:
+    """Raise UserError if an option's name was set by hand: it would still be the same option."""
+    of_that_name = SCHEMAS[group].get(chosen.name, type(chosen))
+    if chosen.name not in options(group) or of_that_name is not type(chosen):
+        raise UserError(
+            f"{group}.name={chosen.name} is no name to be set: choose {group}=<one of "
+            f"{', '.join(options(group))}>"
+        )
+
+
+def refuse_empty_groups(overrides: Sequence[str]) -> None:
+    """Raise UserError for `optim=null`: every group has one of its options."""
+    for word in overrides:
+        group, equals, value = word.partition("=")
+        if equals and group in GROUPS and value.strip() in ("", "null", "Null", "NULL", "~"):
+            raise UserError(f"{word}: choose {group}=<one of {', '.join(options(group))}>")
 
 
 def config_message(error: BaseException) -> str:
@@ -111,6 +146,7 @@ def config_message(error: BaseException) -> str:
     from hydra.errors import MissingConfigException
 
     chain = [error]
+    sized = "In 'experiment_scale/"  # where an experiment's sizes are, which suit its own groups
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     for item in chain:
@@ -119,7 +155,9 @@ def config_message(error: BaseException) -> str:
         if type(item).__name__ in ("ConfigKeyError", "ConfigAttributeError") and key:
             if dataclasses.is_dataclass(owner):
                 where = [str(link).splitlines()[0] for link in chain if str(link)[:4] == "In '"]
-                return " ".join([*where[:1], unknown_key_message(key, owner)])
+                said = " ".join([*where[:1], unknown_key_message(key, owner)])
+                hint = ". The experiment has sizes for its own recipe, model and data: keep those"
+                return said + hint if said.startswith(sized) else said
             if owner is dict or owner is DictConfig:
                 return f"There is no key `{key}`."
         if isinstance(item, MissingConfigException):
@@ -153,6 +191,7 @@ def compose(overrides: Sequence[str]) -> TrainConfig:
     from hydra.errors import HydraException
 
     register()
+    refuse_empty_groups(overrides)
     try:
         if GlobalHydra.instance().is_initialized():
             cfg = hydra_compose("train", list(overrides))

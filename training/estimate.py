@@ -1,8 +1,8 @@
 """What a run would cost, without running it: sizes from the meta device or from abstract values.
 
-Memory is what one process must hold at once: weights, gradients, optimiser state, averaged weights,
-and the activations that the backward pass of one micro-batch needs. Buffers of single operations
-and the framework's own overhead come on top.
+Memory is what one process must hold at once: weights, gradients, optimiser state, averaged weights
+and others without a gradient, and the activations that the backward pass of one micro-batch needs.
+Buffers of single operations and the framework's own overhead come on top.
 """
 
 from __future__ import annotations
@@ -88,8 +88,13 @@ def torch_estimate(
     Args:
         units: of experience per step of all processes; `unit` names them.
     """
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters, frozen = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad == wanted)
+        for wanted in (True, False)
+    )
     memory = state_memory(parameters, 0, config.optim, config.scale)
+    if frozen:
+        memory["frozen weights"] = 4 * frozen
     return Estimate(
         parameters,
         torch_flops(loss) * (config.data.batch_size / rows),

@@ -194,6 +194,8 @@ def check_finite(state: LoopState, data: Data, checkpoints: Checkpoints, remedy:
             step = state.step - len(state.window) + index
             saved = checkpoints.steps()
             good = f"{checkpoints.path(saved[-1])}" if saved else "none was saved yet"
+            if step == 0:
+                remedy = "Nothing was trained yet: look at that batch and at the weights it met"
             raise RunStopped(
                 f"{', '.join(f'{k}={v}' for k, v in bad.items())} at step {step}, "
                 f"batch {', '.join(data.ids(step))}; last good checkpoint: {good}. "

@@ -6,6 +6,7 @@ safetensors (Llama, Mistral, Qwen3), or a name on the hub. Safetensors only: not
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from models.language.config import MixingConfig, RopeScaling, TransformerConfig
 from models.language.transformer import Transformer
 from training.errors import UserError
+from training.files import sha256
 from training.provenance import ROOT
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*")
@@ -44,6 +46,38 @@ def locate(where: str, key: str = "recipe.weights") -> Path:
             f"{key}={where} is no directory, and could not be had from the hub: {why}. "
             "Download it where there is a network, and give its directory"
         ) from error
+
+
+def fingerprint(named: str | list[str], key: str) -> str:
+    """Hash of the safetensors that a path, or a list of them, names.
+
+    Raises:
+        UserError: there are none.
+    """
+    total = hashlib.sha256()
+    for where in [named] if isinstance(named, str) else named:
+        path = Path(where).expanduser()
+        files = [path] if path.is_file() else sorted(locate(where, key).glob("*.safetensors"))
+        for file in files:
+            total.update(sha256(file).encode())
+    return total.hexdigest()
+
+
+def typed(kind: type, content: Any) -> Any:
+    """What a file says of a configuration, as its dataclass.
+
+    Raises:
+        ValueError: it has other keys, or values of other types or ranges.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(content, dict):
+        raise ValueError(f"a mapping of {kind.__name__}'s keys is expected")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), content))
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from error
 
 
 def config_of(directory: Path) -> TransformerConfig:

@@ -5,6 +5,7 @@ config -> processes and device -> data -> recipe -> loop.fit -> results.json, re
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import time
@@ -14,6 +15,7 @@ from training.distributed import Processes, initialise, shut_down
 from training.logging import Logger
 from training.loop import fit, out_of_budget
 from training.protocols import Recipe
+from training.recipes.config import RecipeConfig
 from training.run_directory import RunDirectory, digest, plain, run_path
 from training.schema import TrainConfig, identity
 from training.seeding import seed_global_generators
@@ -45,6 +47,17 @@ def recipe_module(config: TrainConfig) -> Any:
     return importlib.import_module(f"training.recipes.{config.recipe.name}")
 
 
+def read_weights(recipe: RecipeConfig) -> dict[str, str]:
+    """Keys of the configuration that name weights -> hash of what they name."""
+    keys = [item.name for item in dataclasses.fields(recipe) if item.metadata.get("weights")]
+    found = {f"recipe.{key}": getattr(recipe, key) for key in keys}
+    if not any(found.values()):
+        return {}
+    from training.pretrained import fingerprint
+
+    return {key: fingerprint(value, key) for key, value in found.items() if value}
+
+
 def finished(config: TrainConfig) -> dict[str, Any] | None:
     """Results of this very configuration, if its run has finished.
 
@@ -69,7 +82,10 @@ def train(
     config: TrainConfig, recipe: Recipe, directory: RunDirectory, processes: Processes
 ) -> dict[str, Any]:
     """Fit, evaluate, record."""
+    directory.claim()
     directory.bind("data", recipe.data.content_hash)
+    for key, value in read_weights(config.recipe).items():
+        directory.bind(key, value)
     name = f"{config.experiment or 'unnamed'}/{directory.path.name}"
     logger = Logger(config.logger, directory.path, name, digest(name)[:16], processes.is_main)
     directory.status("running", step=0)

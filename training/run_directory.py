@@ -128,24 +128,39 @@ class RunDirectory:
     def refuse_other_config(self) -> None:
         """Raise UserError if this directory holds a run of another configuration."""
         recorded = self.path / "identity.json"
-        now = plain(identity(self.config))
         if recorded.exists():
-            changes = differing_keys(json.loads(recorded.read_text()), now)
+            changes = differing_keys(self.recorded(recorded), plain(identity(self.config)))
             if changes:
                 raise UserError(
                     f"{self.path} holds a run of another configuration; {'; '.join(changes[:5])}"
                     f"{' ...' if len(changes) > 5 else ''}. Set run=<another name>, "
                     "or restore these values to resume it"
                 )
-        else:
-            write_json(recorded, now)
+
+    def recorded(self, file: Path) -> dict[str, Any]:
+        """What a file says of the run. Raises UserError if that cannot be told."""
+        try:
+            content = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"{file} is damaged ({error}), so it is not known which run this is: set "
+                f"run=<another name>, or remove {self.path}"
+            ) from error
+        if not isinstance(content, dict):
+            raise UserError(f"{file} must hold a mapping: set run=<another name>")
+        return content
+
+    def claim(self) -> None:
+        """From now on the directory is this configuration's: what was refused before is not."""
+        if self.is_main:
+            write_json(self.path / "identity.json", plain(identity(self.config)))
 
     def bind(self, key: str, value: Any) -> None:
         """Record a fact the run depends on (a corpus's hash); refuse a resume where it changed."""
 
         def check() -> None:
             file = self.path / "bound.json"
-            bound = json.loads(file.read_text()) if file.exists() else {}
+            bound = self.recorded(file) if file.exists() else {}
             if key in bound and bound[key] != value:
                 raise UserError(
                     f"{key} changed since this run began: {bound[key]} -> {value}; "

@@ -16,7 +16,7 @@ from typing import Any
 
 from models.config import ModelConfig
 from training.data.config import DataConfig
-from training.fields import at_least, free, within
+from training.fields import above, at_least, free, within
 from training.recipes.config import RecipeConfig
 
 
@@ -83,12 +83,10 @@ class OptimConfig:
     "Decay per step of the averaged weights that are evaluated; null evaluates the weights."
 
     def __post_init__(self) -> None:
-        for key in ("lr", "muon_lr"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"optim.{key}={getattr(self, key)} must be > 0")
+        above(self, "optim", 0, "lr", "muon_lr", "clip_norm")
         within(self, "optim", 0.0, 0.999999, "beta1", "beta2", "momentum", "ema_decay")
         within(self, "optim", 0.0, 1.0, "decay_fraction", "final_lr_ratio")
-        at_least(self, "optim", 0, "warmup_steps", "weight_decay", "clip_norm")
+        at_least(self, "optim", 0, "warmup_steps", "weight_decay")
         at_least(self, "optim", 1, "accumulate")
 
 
@@ -143,7 +141,8 @@ class ScaleConfig:
     "CPU threads per process; null leaves the library's choice."
 
     def __post_init__(self) -> None:
-        at_least(self, "scale", 1, "devices", "replicas", "threads")
+        at_least(self, "scale", 1, "devices", "replicas")
+        within(self, "scale", 1, 1024, "threads")
 
 
 @dataclass
@@ -194,7 +193,7 @@ class TrainConfig:
             raise ValueError(f"seed={self.seed} must be at least 0")
         for key in ("run", "experiment"):
             parts = str(getattr(self, key) or "").split("/")
-            if ".." in parts or (key == "run" and len(parts) > 1):
+            if {".", ".."} & set(parts) or (key == "run" and len(parts) > 1):
                 raise ValueError(f"{key}={getattr(self, key)!r} must be a plain name")
 
 

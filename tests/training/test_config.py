@@ -31,6 +31,14 @@ QUICKSTART = "experiment=quickstart/stdlib"
         ("optim.lr=0", "optim.lr=0.0 must be > 0"),
         ("optim.beta1=1.5", "optim.beta1=1.5 must be between 0.0 and 0.999999"),
         ("optim.lr=nan", "optim.lr=nan must be > 0"),
+        ("optim.lr=inf", "optim.lr=inf must be > 0, and finite"),
+        ("optim.clip_norm=0", "optim.clip_norm=0.0 must be > 0"),
+        ("scale.threads=1000000", "scale.threads=1000000 must be between 1 and 1024"),
+        ("model.rope_theta=inf", "model.rope_theta=inf must be a finite number"),
+        ("optim=null", "choose optim=<one of adamw, muon>"),
+        ("model=", "choose model=<one of"),
+        ("model.name=foo", "model.name=foo is no name to be set: choose model=<one of"),
+        ("data.name=markov", "data.name=markov is no name to be set: choose data=<one of"),
         ("optim.weight_decay=nan", "optim.weight_decay=nan must be at least 0"),
         ("loop.profile_steps=[5,3]", "must be [first, last]"),
         ("loop.steps=0", "loop.steps=0 must be at least 1"),
@@ -39,6 +47,7 @@ QUICKSTART = "experiment=quickstart/stdlib"
         ("data.seq_len=0", "data.seq_len=0"),
         ("seed=-1", "seed=-1 must be at least 0"),
         ("run=../../etc", "must be a plain name"),
+        ("run=.", "must be a plain name"),
         ("scale=h100", "Did you mean h200? Use: cpu, h200, paper"),
         ("model=transformr", "Did you mean transformer"),
         ("modle=transformer", "Did you mean model"),
@@ -52,6 +61,16 @@ def test_mistake_is_named_with_what_was_meant(override: str, expected: str) -> N
     assert expected in str(caught.value)
     assert "$VALUE" not in str(caught.value)
     assert caught.value.code == 2
+
+
+def test_another_group_than_an_experiment_has_sizes_for_is_refused() -> None:
+    with pytest.raises(UserError, match=r"`data\.views`.* for its own recipe, model and data"):
+        compose(["experiment=ijepa/images", "data=moving"])
+
+
+def test_numbers_in_lists_are_finite_too() -> None:
+    with pytest.raises(UserError, match=r"data\.views\.jitter=inf must be a finite number"):
+        compose(["experiment=lejepa/images", "data.views.jitter=[0.1,inf,0,0]"])
 
 
 def test_without_the_strict_check_an_added_key_is_accepted(monkeypatch) -> None:

@@ -96,6 +96,7 @@ def test_probes_and_plans_send_nothing_back() -> None:
         "recipe.episodes=2",
         "recipe.episode_steps=4",
         "recipe.planning.horizon=4",
+        "recipe.planning.replan=4",
     )
     before = [p.clone() for p in made.model.parameters()]
     made.evaluate(final=True)
@@ -109,6 +110,7 @@ def test_a_run_leaves_pictures_of_what_it_imagines(tmp_path: Path) -> None:
         "recipe.episodes=3",
         "recipe.episode_steps=4",
         "recipe.planning.horizon=4",
+        "recipe.planning.replan=4",
     )
     made.evaluate(final=True)
     (tmp_path / "figures").mkdir()  # as a run directory has it
@@ -168,6 +170,19 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
             assert two[key] == pytest.approx(one[key], rel=2e-3, abs=1e-5), key
 
 
+def test_an_average_is_memory_but_is_not_trained() -> None:
+    grad, ema = (
+        jepa_planning.estimate(compose([SMALL[0], f"recipe.regularizer={kind}"]))
+        for kind in ("vicreg", "ema")
+    )
+    assert grad.parameters == ema.parameters and grad.memory["weights"] == ema.memory["weights"]
+    made = jepa_planning.build(
+        compose([SMALL[0], "recipe.regularizer=ema"]), Processes(), torch.device("cpu")
+    )
+    average = sum(p.numel() for p in made.model.average.parameters())
+    assert ema.memory["frozen weights"] == 4 * average and "frozen weights" not in grad.memory
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -175,6 +190,9 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
         (["recipe.std_weight=-1"], r"recipe\.std_weight=-1"),
         (["recipe.planning.elites=500"], r"recipe\.planning\.elites=500"),
         (["recipe.policies=[luck]"], r"recipe\.policies=\['luck'\]"),
+        (["recipe.contacts=[]"], r"recipe\.contacts=\[\]: no episode is played"),
+        (["recipe.planning.replan=99"], r"replan=99 must not be beyond recipe\.planning\.horizon="),
+        (["model.image_size=65"], r"model\.image_size=65: the data decides it"),
         (["recipe.regularizer=ema", "recipe.target=grad"], r"recipe\.regularizer=ema"),
         (["model.encoder.channels=[]"], r"model\.encoder\.channels=\[\]"),
         (["optim=muon"], r"use optim=adamw"),

@@ -149,6 +149,8 @@ def test_non_finite_loss_names_step_batch_and_last_good_checkpoint(
         run(tmp_path / "saved", Counting({6: bad}))
     message = str(caught.value)
     assert "at step 5, batch number 5" in message  # the sixth step
+    with pytest.raises(RunStopped, match=r"at step 0, .*Nothing was trained yet: look at that"):
+        run(tmp_path / "first", Counting({1: bad}))
     assert "step_00000003" in message
     assert Checkpoints(tmp_path / "saved" / "checkpoints", Processes()).steps() == [3]
 

@@ -138,6 +138,8 @@ def test_probes_send_nothing_back_and_pictures_are_drawn(name: str, tmp_path: Pa
         ("rollout", "recipe.cells=5", r"recipe\.cells=5 must divide the 8 rows"),
         ("rollout", "recipe.regularizer=vc_idm", r"tells actions, which recipe=jepa_video has not"),
         ("rollout", "data.digit_size=16", r"data\.digit_size=16.* what fills a frame cannot move"),
+        ("rollout", "model.passes=9", r"after 4 the predictions of data\.seq_len=6 frames stay"),
+        ("rollout", "model.channels=3", r"model\.channels=3: the data decides it \(1\), leave"),
         ("masked", "data.objects=2", r"data\.objects=2: probes .* set digits and 1"),
         ("masked", "model.patch=[3,2,2]", r"model\.patch=\[3, 2, 2\] must be three numbers"),
         ("masked", "recipe.scales=[0.15]", r"must be one number each for every mask"),

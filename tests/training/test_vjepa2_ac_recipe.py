@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.helpers import SMALL_COLOURED_ROOMS, SMALL_FROZEN, SMALL_ROOM_CLIPS
 from training.config import compose
@@ -114,6 +115,16 @@ def test_the_encoder_of_a_run_is_taken_and_others_are_refused(encoder: Path, tmp
         recipe(f"recipe.weights={encoder}", "data.image_size=64")
     broken = tmp_path / "broken"
     shutil.copytree(encoder, broken)
+    name = next(name for name in weights if name.startswith("average."))
+    for says, changed in (
+        (r" of .* is not finite", {name: weights[name] * torch.nan}),
+        (r" has nothing for .* says floats", {name: None}),
+        (r" has torch.int32 .* says floats", {name: weights[name].int()}),
+    ):
+        parts = {k: x for k, x in {**weights, **changed}.items() if x is not None}
+        save_file(parts, broken / "model.safetensors")
+        with pytest.raises(UserError, match=says):
+            recipe(f"recipe.weights={broken}")
     (broken / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
         recipe(f"recipe.weights={broken}")
@@ -121,9 +132,13 @@ def test_the_encoder_of_a_run_is_taken_and_others_are_refused(encoder: Path, tmp
     (broken / "model.json").write_text(json.dumps(config | {"patch": [2, 8, 8]}))
     with pytest.raises(UserError, match=r"tubelets of 2 frames|cannot be cut"):
         recipe(f"recipe.weights={broken}")
-    (broken / "model.json").write_text(json.dumps({"name": "transformer", "vocab_size": 3}))
-    with pytest.raises(UserError, match=r"is no model of recipe=jepa_video_masked or recipe=lewm"):
-        recipe(f"recipe.weights={broken}")
+    for content in (
+        {"name": "transformer", "vocab_size": 3}, [], config | {"dim": "wide"},
+        config | {"heads": 0}, config | {"patch": {"t": 2}}, config | {"more": 1},
+    ):  # fmt: skip
+        (broken / "model.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"no model of recipe=jepa_video_masked or recipe=lewm"):
+            recipe(f"recipe.weights={broken}")
 
 
 def test_so_is_that_of_a_world_model_without_its_class_token(tmp_path: Path) -> None:
@@ -222,9 +237,24 @@ def test_recorded_trajectories_are_learned_from(tmp_path: Path) -> None:
 def test_files_that_are_not_what_they_should_be_are_refused(
     changes: dict[str, np.ndarray], says: str, tmp_path: Path
 ) -> None:
-    made = recipe(*record(tmp_path / "files", **changes))
-    with pytest.raises(DataError, match=says):
-        made.data.batch(0)
+    overrides = record(tmp_path / "files")
+    record(tmp_path / "others", files=1, **changes)
+    (tmp_path / "others" / "0.npz").rename(tmp_path / "files" / "9.npz")  # the last one
+    with pytest.raises(DataError, match=rf"9\.npz.*{says}"):
+        recipe(*overrides)
+
+
+def test_what_recorded_data_is_changes_with_any_number_in_any_file(tmp_path: Path) -> None:
+    first, same, other = (
+        recipe(*record(tmp_path / name), f"data.path={tmp_path / name}").data
+        for name in ("first", "same", "other")
+    )
+    assert first.config.path != same.config.path
+    with np.load(tmp_path / "other" / "3.npz") as content:
+        changed = {name: content[name].copy() for name in content.files}
+    changed["frames"][-1, -1, -1, -1] ^= 1
+    np.savez(tmp_path / "other" / "3.npz", **changed)
+    assert first.content_hash == same.content_hash != other.content_hash
 
 
 @pytest.mark.parametrize(
@@ -232,6 +262,7 @@ def test_files_that_are_not_what_they_should_be_are_refused(
     [
         ("recipe.regularizer=sigreg", r"is frozen, set none and null"),
         ("recipe.planning.horizon=12", r"reach beyond recipe\.episode_steps=50: lower it to 10"),
+        ("recipe.rollout_steps=4", r"recipe\.rollout_steps=4: .* frames has 3 steps"),
         ("data.path=nowhere", r"There is no key `data\.path`"),
         ("recipe.weights=nowhere", r"recipe\.weights=nowhere: there is no such directory"),
         ("data.image_size=30", r"data\.image_size=30 must be a multiple of 4"),

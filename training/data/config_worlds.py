@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from training.data.config import DataConfig, require
-from training.fields import at_least, within
+from training.fields import at_least, span, within
 
 
 class Wall(StrEnum):
@@ -100,10 +100,7 @@ class ViewsConfig:
         at_least(self, where, 1, "count", "local_size", "aspect")
         at_least(self, where, 0, "local_count", "rotate", "shift", "cutout", "noise")
         within(self, where, 0.0, 1.0, "flip", "jitter_share", "grey", "blur", "solarise")
-        for key in ("area", "local_area"):
-            low_high = getattr(self, key)
-            if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
-                raise ValueError(f"{where}.{key}={low_high} must be [least, largest], above 0")
+        span(self, where, 100.0, "area", "local_area")
         if len(self.jitter) != 4 or min(self.jitter) < 0:
             raise ValueError(
                 f"{where}.jitter={self.jitter} must be four numbers from 0 on: brightness, "
@@ -244,15 +241,7 @@ class MovingConfig(DataConfig):
             "28 pixels, MNIST's, with data.mnist=true",
             "set it so",
         )
-        for key in ("radius", "speed"):
-            low_high = getattr(self, key)
-            require(
-                len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
-                key,
-                low_high,
-                "[least, largest], above 0",
-                "see the schema's default",
-            )
+        span(self, "data", size, "radius", "speed")
         room = self.objects * (2 * self.radius[1]) ** 2
         require(
             self.movers == Movers.digits or room < 0.5 * size**2,

@@ -13,8 +13,11 @@ actions need frames only.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zipfile
 import zlib
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from training.seeding import stream_seed
 
 LARGEST = 1e6  # magnitude of an action or a state; beyond it training overflows
 KEPT = 8  # files that stay in memory
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile)
 
 
 class TrajectoriesData(GeneratedData[TrajectoriesConfig]):
@@ -61,20 +65,33 @@ class TrajectoriesData(GeneratedData[TrajectoriesConfig]):
         held = [stream_seed(0, file.name) / 2**63 < config.heldout for file in files]
         if all(held) or not any(held):
             held = [i == 0 for i in range(len(files))]
+        frames = [self.checked(file) for file in files]
         self._windows, self._held = (
-            self.windows([f for f, out in zip(files, held, strict=True) if out == wanted])
+            self.windows(
+                [(f, t) for f, t, out in zip(files, frames, held, strict=True) if out == wanted]
+            )
             for wanted in (False, True)
         )
         self.count = len(self._windows)
 
-    def windows(self, files: list[Path]) -> list[tuple[Path, int]]:
-        """Where every window begins."""
+    @property
+    def content_hash(self) -> str:
+        """Of every file, by the checksums that its directory of contents holds."""
+        files = sorted({file for file, _ in self._windows + self._held})
+        found = [(file.name, checksums(file)) for file in files]
+        whole = json.dumps([{**asdict(self.config), "path": None}, found])
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    def windows(self, files: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
+        """Where every window begins, in files of so many frames."""
         reach = self.config.skip * (self.config.seq_len - 1)
-        found = [(file, i) for file in files for i in range(max(0, length(file) - reach))]
+        found = [(file, i) for file, frames in files for i in range(max(0, frames - reach))]
         if not found:
+            longest = max((frames for _, frames in files), default=0)
             raise DataError(
                 f"data.path={self.config.path}: no trajectory of a part has the {reach + 1} frames "
-                "of a window: lower data.seq_len or data.skip"
+                f"of a window, the longest has {longest}: lower data.seq_len={self.config.seq_len} "
+                f"or data.skip={self.config.skip}"
             )
         return found
 
@@ -103,32 +120,29 @@ class TrajectoriesData(GeneratedData[TrajectoriesConfig]):
                 parts.setdefault("states", []).append(states)
         return {name: np.stack(rows) for name, rows in parts.items()}
 
-    def read(self, file: Path) -> dict[str, UInt8[np.ndarray, ...] | Float32[np.ndarray, ...]]:
-        """One file, checked.
+    def checked(self, file: Path) -> int:
+        """Frames of a file whose frames are of the right kind and whose numbers are numbers.
 
-        Raises:
-            DataError: something is missing, of another size or kind, or not a number.
+        The frames themselves are not read.
         """
-        config, size = self.config, self.config.image_size
-        try:
-            with np.load(file, allow_pickle=False) as content:
-                found = {name: content[name] for name in content.files}
-        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            raise DataError(f"{file} cannot be read: {error}") from error
-        frames = found.get("frames")
-        if frames is None or frames.dtype != np.uint8 or frames.shape[1:] != (size, size, 3):
-            what = "none" if frames is None else f"{frames.dtype} {list(frames.shape)}"
+        size = self.config.image_size
+        shape, dtype = frames_header(file)
+        if dtype != np.uint8 or len(shape) != 4 or shape[1:] != (size, size, 3):
             raise DataError(
-                f"{file}: frames must be uint8 [t, {size}, {size}, 3], they are {what}: convert "
-                "them, or set data.image_size"
+                f"{file}: frames must be uint8 [t, {size}, {size}, 3], they are {dtype} "
+                f"{list(shape)}: convert them, or set data.image_size"
             )
-        if not self.acted:
-            return {"frames": frames}
-        result = {"frames": frames}
-        t = len(frames)
+        if self.acted:
+            self.acts(file, shape[0])
+        return shape[0]
+
+    def acts(self, file: Path, frames: int) -> dict[str, Float32[np.ndarray, "rows components"]]:
+        """`actions` and `states` of a file of so many frames. Raises DataError."""
+        config, found = self.config, members(file, ("actions", "states"))
+        result = {}
         for name, width, counts in (
-            ("actions", config.action_dim, (t - 1, t)),
-            ("states", config.state_dim, (t,)),
+            ("actions", config.action_dim, (frames - 1, frames)),
+            ("states", config.state_dim, (frames,)),
         ):
             rows = found.get(name)
             whole = rows is not None and rows.ndim == 2 and rows.dtype.kind in "fiu"
@@ -147,18 +161,36 @@ class TrajectoriesData(GeneratedData[TrajectoriesConfig]):
             result[name] = rows.astype(np.float32)
         return result
 
+    def read(self, file: Path) -> dict[str, UInt8[np.ndarray, ...] | Float32[np.ndarray, ...]]:
+        """One file. Raises DataError."""
+        frames = members(file, ("frames",))["frames"]
+        return {"frames": frames} | (self.acts(file, len(frames)) if self.acted else {})
 
-def length(file: Path) -> int:
-    """Frames of a file, from its header alone."""
+
+def members(file: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Those of the named arrays that a file has; the others are not read. Raises DataError."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return {name: content[name] for name in names if name in content.files}
+    except UNREADABLE as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def checksums(file: Path) -> list[tuple[str, int]]:
+    """What a file holds, by name, with the CRC-32 of each; nothing is read but the directory."""
+    with zipfile.ZipFile(file) as archive:
+        return sorted((part.filename, part.CRC) for part in archive.infolist())
+
+
+def frames_header(file: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of a file's frames, from its header alone. Raises DataError."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open("frames.npy") as part:
             version = np.lib.format.read_magic(part)
             if version == (1, 0):
-                shape, _, _ = np.lib.format.read_array_header_1_0(part)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(part)
             else:
-                shape, _, _ = np.lib.format.read_array_header_2_0(part)
-    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+                shape, _, dtype = np.lib.format.read_array_header_2_0(part)
+    except UNREADABLE as error:
         raise DataError(f"{file} is no .npz file with `frames`: {error}") from error
-    if len(shape) != 4:
-        raise DataError(f"{file}: frames must be [t, s, s, 3], they are {list(shape)}")
-    return shape[0]
+    return shape, dtype

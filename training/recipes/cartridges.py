@@ -344,7 +344,7 @@ def others_than(
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     kinds = (SelfStudyConfig, ConversationsConfig)
-    check_parts(config, CartridgesConfig, ("transformer",), kinds, "self_study or conversations")
+    check_parts(config, ("transformer",), kinds, "self_study or conversations")
     assert isinstance(config.recipe, CartridgesConfig)
     documents = config.data.documents if isinstance(config.data, SelfStudyConfig) else 1
     if config.model.vocab_size is None and isinstance(config.data, ConversationsConfig):  # type: ignore[attr-defined]

@@ -169,9 +169,7 @@ def in_context(model: Transformer, texts: Sequence[np.ndarray]) -> Answer:
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(
-        config, CartridgesTeacherConfig, ("transformer",), (StatementsConfig,), "statements"
-    )
+    check_parts(config, ("transformer",), (StatementsConfig,), "statements")
     assert isinstance(config.recipe, CartridgesTeacherConfig)
     if config.recipe.hint_block >= config.model.num_layers - 1:  # type: ignore[attr-defined]
         raise UserError(

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
+from models.config import ModelConfig
 from models.language.config import InnerOrder
 from models.worlds.jepa.config import EncoderConfig, EncoderKind
 from training.errors import UserError
-from training.fields import at_least, free, within
+from training.fields import at_least, checkpoint, free, within
+
+Model = TypeVar("Model", bound=ModelConfig)
 
 
-def check_parts(
-    config: Any, recipe: type, models: tuple[str, ...], data: tuple[type, ...], use: str
-) -> None:
+def check_parts(config: Any, models: tuple[str, ...], data: tuple[type, ...], use: str) -> None:
     """Raise UserError unless a run's recipe, model and data belong together.
 
     Args:
         config: a TrainConfig.
-        recipe: the recipe's own configuration class.
         models: names of the models it trains.
         data: configuration classes of the data it takes; `use` names them.
     """
     name = config.recipe.name
-    if not isinstance(config.recipe, recipe):
-        raise UserError(f"recipe.name={name} is no name to be set: choose recipe={name}")
     if config.model.name not in models:
         raise UserError(
             f"recipe={name} trains model={' or '.join(models)}, not model={config.model.name}"
         )
     if not isinstance(config.data, data):
         raise UserError(f"recipe={name} takes data={use}, not data={config.data.name}")
+
+
+def with_decided(model: Model, **decided: Any) -> Model:
+    """A model's configuration with what the data decides of it.
+
+    Raises:
+        UserError: something else was set.
+    """
+    own = {item.name: item.default for item in fields(model)}
+    for key, value in decided.items():
+        given = getattr(model, key)
+        if given not in (own[key], value):
+            raise UserError(f"model.{key}={given}: the data decides it ({value}), leave it out")
+    return replace(model, **decided)
 
 
 def check_patch(encoder: EncoderConfig, what: str, size: int) -> None:
@@ -108,7 +120,7 @@ class TTTE2ERecipeConfig(RecipeConfig):
     "Which recipe: the stem of its file."
     order: InnerOrder = InnerOrder.second
     "second differentiates through the inner steps, first takes them as constants, none takes none."
-    start_from: str | None = None
+    start_from: str | None = checkpoint()
     "A model.safetensors to begin with, of a run with the same model; null draws the weights."
     inner_warmup_steps: int = 0
     "Steps over which the inner learning rate grows to model.inner_lr."
@@ -187,7 +199,7 @@ class CartridgesConfig(RecipeConfig):
 
     name: str = "cartridges"
     "Which recipe: the stem of its file."
-    weights: str = "experiments/cartridges/teacher"
+    weights: str = checkpoint("experiments/cartridges/teacher")
     "The model they are trained in, which stays as it is: a directory, or a name on the hub."
     tokens: int = 64
     "Rows p of a cartridge: the memory of so many tokens. Of LoRA: the rank with as many bytes."
@@ -195,7 +207,7 @@ class CartridgesConfig(RecipeConfig):
     "Rows of a page of the cache, of which a cartridge fills whole ones."
     start: Start = Start.first
     "first, chunks, unrelated or random."
-    start_from: str | None = None
+    start_from: str | None = checkpoint()
     "Directory with cartridge_<i>.safetensors to go on from, as when a document has changed; null."
     frozen: int = 1
     "First rows that are not trained: the attention sink."
@@ -260,13 +272,13 @@ class MemoryBudgetConfig(RecipeConfig):
 
     name: str = "memory_budget"
     "Which recipe: the stem of its file."
-    weights: str = "experiments/cartridges/teacher"
+    weights: str = checkpoint("experiments/cartridges/teacher")
     "The model that reads and answers: a directory, or a name on the hub."
     memories: list[str] = field(default_factory=lambda: list(MEMORIES))
     "Which ones."
     ratios: list[int] = field(default_factory=lambda: [4, 8, 16, 32])
     "Budgets: the bytes of the document's keys and values divided by each."
-    fast_weights: list[str] = field(default_factory=list)
+    fast_weights: list[str] = field(default_factory=list, metadata={"weights": True})
     "Directories of models with fast weights, each a memory of its name."
     study_steps: int = 200
     "Training steps of a cartridge and of LoRA."

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
-from training.fields import at_least, within
+from training.fields import above, at_least, checkpoint, span, within
 from training.recipes.config import RecipeConfig
 
 
@@ -131,10 +131,12 @@ class PlanningConfig:
         keys = ("horizon", "replan", "samples", "elites", "iterations")
         at_least(self, "recipe.planning", 1, *keys)
         within(self, "recipe.planning", 0.0, 1.0, "fresh")
-        for key in ("std", "max_norm", "temperature", "lr"):
-            value = getattr(self, key)
-            if not (value is None or value > 0):
-                raise ValueError(f"recipe.planning.{key}={value} must be > 0")
+        above(self, "recipe.planning", 0, "std", "max_norm", "temperature", "lr")
+        if self.replan > self.horizon:
+            raise ValueError(
+                f"recipe.planning.replan={self.replan} must not be beyond "
+                f"recipe.planning.horizon={self.horizon}: that is all that is planned"
+            )
         if self.elites > self.samples:
             raise ValueError(
                 f"recipe.planning.elites={self.elites} must not be more than "
@@ -197,6 +199,11 @@ class JEPAPlanningConfig(JEPARecipeConfig):
         for key, known in (("policies", POLICIES), ("contacts", ("block", "bounce"))):
             if unknown := [name for name in getattr(self, key) if name not in known]:
                 raise ValueError(f"recipe.{key}={unknown} are unknown: use {', '.join(known)}")
+        if self.policies and not self.contacts:
+            raise ValueError(
+                "recipe.contacts=[]: no episode is played, name block or bounce, or set "
+                "recipe.policies=[]"
+            )
 
 
 @dataclass
@@ -243,12 +250,8 @@ class IJEPARecipeConfig(ImageJEPARecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "recipe", 1, "targets", "min_keep")
-        for key, most in (("target_scale", 1.0), ("context_scale", 1.0), ("target_aspect", 1e3)):
-            low_high = getattr(self, key)
-            if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1] <= most:
-                raise ValueError(
-                    f"recipe.{key}={low_high} must be [least, largest], above 0 and up to {most:g}"
-                )
+        span(self, "recipe", 1.0, "target_scale", "context_scale")
+        span(self, "recipe", 1e3, "target_aspect")
 
 
 @dataclass
@@ -300,8 +303,7 @@ class JEPAVideoMaskedRecipeConfig(JEPARecipeConfig):
             )
         if min(self.scales) <= 0 or max(self.scales) > 1:
             raise ValueError(f"recipe.scales={self.scales} must be above 0 and up to 1")
-        if len(self.aspect) != 2 or not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"recipe.aspect={self.aspect} must be [least, largest], above 0")
+        span(self, "recipe", 1e3, "aspect")
 
 
 GOAL_POLICIES = ("model", "random", "zero", "true_dynamics", "oracle")
@@ -354,7 +356,7 @@ class VJEPA2ACRecipeConfig(LeWMRecipeConfig):
     "Which recipe: the stem of its file."
     regularizer: Regularizer = Regularizer.none
     "none: the encoder is frozen, nothing can collapse."
-    weights: str | None = None
+    weights: str | None = checkpoint()
     "A run of recipe=jepa_video_masked or lewm, whose encoder is taken; null draws one at random."
     rollout_steps: int = 2
     "Steps of the rollout in the loss."

@@ -122,7 +122,7 @@ class FastWeights(DecoderTraining):
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, FastWeightsConfig, ("transformer",), *DOCUMENTS)
+    check_parts(config, ("transformer",), *DOCUMENTS)
     assert isinstance(config.recipe, FastWeightsConfig)
     if isinstance(config.data, FactsConfig) and config.recipe.eval_lengths:
         raise UserError(

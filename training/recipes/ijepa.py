@@ -13,8 +13,6 @@ collapses. What differs: a constant weight decay.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,7 +27,7 @@ from training.data.masks import Masks, multi_block
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
-from training.recipes.config import check_parts
+from training.recipes.config import check_parts, with_decided
 from training.recipes.config_worlds import IJEPARecipeConfig, Target
 from training.recipes.image_jepa import ImageJEPATraining, channels_of, open_images
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
@@ -115,13 +113,13 @@ def fill_shapes(config: TrainConfig) -> IJEPAConfig:
     """The model's configuration with what the data decides."""
     assert isinstance(config.model, IJEPAConfig) and isinstance(config.data, ImagesConfig)
     size = [config.data.image_size] * 2
-    return dataclasses.replace(config.model, channels=channels_of(config.data), size=size)
+    return with_decided(config.model, channels=channels_of(config.data), size=size)
 
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_parts(
-        config, IJEPARecipeConfig, ("ijepa",), (SmallImagesConfig, HubImagesConfig),
+        config, ("ijepa",), (SmallImagesConfig, HubImagesConfig),
         "small_images or data=hub_images",
     )  # fmt: skip
     assert isinstance(config.model, IJEPAConfig) and isinstance(config.data, ImagesConfig)

@@ -13,7 +13,6 @@ walk round the wall, what surprises it, and how many goals its plans reach.
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ from training.evaluation.room_figures import (
 from training.evaluation.room_geometry import geometry
 from training.evaluation.surprise import judge, violations
 from training.files import write_atomic
-from training.recipes.config import check_parts, check_patch
+from training.recipes.config import check_parts, check_patch, with_decided
 from training.recipes.config_worlds import JEPAPlanningConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
@@ -272,14 +271,12 @@ def fill_shapes(config: TrainConfig) -> JEPAConfig:
     """The model's configuration with what the data decides."""
     assert isinstance(config.model, JEPAConfig) and isinstance(config.data, TwoRoomsConfig)
     size = image_size(config.data.pool)
-    return dataclasses.replace(
-        config.model, channels=CHANNELS, image_size=size, action_dim=ACTION_DIM
-    )
+    return with_decided(config.model, channels=CHANNELS, image_size=size, action_dim=ACTION_DIM)
 
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, JEPAPlanningConfig, ("jepa",), (TwoRoomsConfig,), "two_rooms")
+    check_parts(config, ("jepa",), (TwoRoomsConfig,), "two_rooms")
     assert isinstance(config.model, JEPAConfig) and isinstance(config.data, TwoRoomsConfig)
     pixels = image_size(config.data.pool)
     check_patch(config.model.encoder, f"the size at data.pool={config.data.pool},", pixels)
@@ -299,7 +296,7 @@ def estimate(config: TrainConfig) -> Estimate:
     assert isinstance(config.data, TwoRoomsConfig)
     model_config, data = fill_shapes(config), config.data
     with torch.device("meta"):
-        model = JEPAPlanning(model_config)
+        model = JEPAPlanning(model_config, config.recipe.resolved_target == Target.ema)
     rows = rows_at_once(config)
     size = image_size(data.pool)
     frames = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")

@@ -15,7 +15,6 @@ motion would tell.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.detection import average_precision, detector, grid_of
 from training.evaluation.film_figures import detection_film
 from training.files import write_atomic
-from training.recipes.config import check_parts
+from training.recipes.config import check_parts, with_decided
 from training.recipes.config_worlds import JEPAVideoRecipeConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
@@ -151,14 +150,19 @@ class JEPAVideoTraining(JEPATraining):
 def fill_shapes(config: TrainConfig) -> JEPAVideoConfig:
     """The model's configuration with what the data decides."""
     assert isinstance(config.model, JEPAVideoConfig)
-    return dataclasses.replace(config.model, channels=CHANNELS)
+    return with_decided(config.model, channels=CHANNELS)
 
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, JEPAVideoRecipeConfig, ("jepa_video",), (MovingConfig,), "moving")
+    check_parts(config, ("jepa_video",), (MovingConfig,), "moving")
     assert isinstance(config.model, JEPAVideoConfig) and isinstance(config.data, MovingConfig)
     assert isinstance(config.recipe, JEPAVideoRecipeConfig)
+    if config.model.passes > config.data.seq_len - CONTEXT:
+        raise UserError(
+            f"model.passes={config.model.passes}: after {config.data.seq_len - CONTEXT} the "
+            f"predictions of data.seq_len={config.data.seq_len} frames stay as they are"
+        )
     side = -(-config.data.image_size // config.model.stride)
     if side % config.recipe.cells:
         raise UserError(

@@ -17,7 +17,6 @@ other films, and of digits to other scans. What differs: fixed sines and cosines
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -39,7 +38,7 @@ from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.film_figures import masked_film
 from training.evaluation.probes import accuracy, logistic_probe
 from training.files import write_atomic
-from training.recipes.config import check_parts
+from training.recipes.config import check_parts, with_decided
 from training.recipes.config_worlds import JEPAVideoMaskedRecipeConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
@@ -180,14 +179,13 @@ def fill_shapes(config: TrainConfig) -> IJEPAConfig:
     """The model's configuration with what the data decides."""
     assert isinstance(config.model, IJEPAConfig) and isinstance(config.data, CLIP_DATA)
     size = [config.data.seq_len, config.data.image_size, config.data.image_size]
-    return dataclasses.replace(config.model, channels=channels_of(config), size=size)
+    return with_decided(config.model, channels=channels_of(config), size=size)
 
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_parts(
         config,
-        JEPAVideoMaskedRecipeConfig,
         ("ijepa",),
         CLIP_DATA,
         "moving, data=two_rooms_rgb or data=trajectories",

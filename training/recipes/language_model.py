@@ -169,7 +169,7 @@ class LanguageModel(DecoderTraining):
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, LanguageModelConfig, ("transformer",), (CorpusConfig,), CORPORA)
+    check_parts(config, ("transformer",), (CorpusConfig,), CORPORA)
 
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> LanguageModel:

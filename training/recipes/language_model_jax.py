@@ -131,7 +131,7 @@ class LanguageModelJax:
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     corpora = "stdlib, files or hub"
-    check_parts(config, LanguageModelConfig, ("transformer",), (CorpusConfig,), corpora)
+    check_parts(config, ("transformer",), (CorpusConfig,), corpora)
     assert isinstance(config.model, TransformerConfig)
     if config.model.mixing.pattern:
         raise UserError(

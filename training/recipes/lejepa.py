@@ -12,8 +12,6 @@ pred_weight and sigreg_weight.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -25,7 +23,7 @@ from training.data.images import LOCAL, ImageData
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
-from training.recipes.config import check_parts, check_patch
+from training.recipes.config import check_parts, check_patch, with_decided
 from training.recipes.config_worlds import LeJEPARecipeConfig, Target
 from training.recipes.image_jepa import ImageJEPATraining, channels_of, open_images
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
@@ -69,13 +67,13 @@ def fill_shapes(config: TrainConfig) -> LeJEPAConfig:
     """The model's configuration with what the data decides."""
     assert isinstance(config.model, LeJEPAConfig) and isinstance(config.data, ImagesConfig)
     channels, size = channels_of(config.data), config.data.image_size
-    return dataclasses.replace(config.model, channels=channels, image_size=size)
+    return with_decided(config.model, channels=channels, image_size=size)
 
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_parts(
-        config, LeJEPARecipeConfig, ("lejepa",), (SmallImagesConfig, HubImagesConfig),
+        config, ("lejepa",), (SmallImagesConfig, HubImagesConfig),
         "small_images or data=hub_images",
     )  # fmt: skip
     views, kind = config.data.views, config.model.encoder.kind

@@ -12,7 +12,6 @@ Gradients flow through the targets. `recipe.regularizer=none` leaves out SIGReg,
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -33,7 +32,7 @@ from training.evaluation.probes import distance_rms, linear_probe, mlp_probe, r_
 from training.evaluation.surprise import judge, told_along
 from training.files import write_atomic
 from training.recipes.acted_worlds import PushTActed, RoomsActed
-from training.recipes.config import check_parts
+from training.recipes.config import check_parts, with_decided
 from training.recipes.config_worlds import LeWMRecipeConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
@@ -173,7 +172,7 @@ class LeWMTraining(JEPATraining):
 def fill_shapes(config: TrainConfig) -> LeWMConfig:
     """The model's configuration with what the data decides."""
     assert isinstance(config.model, LeWMConfig) and isinstance(config.data, WalksConfig)
-    return dataclasses.replace(
+    return with_decided(
         config.model,
         channels=CHANNELS,
         image_size=config.data.image_size,
@@ -183,7 +182,7 @@ def fill_shapes(config: TrainConfig) -> LeWMConfig:
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, LeWMRecipeConfig, ("lewm",), (WalksConfig,), "two_rooms_rgb or data=push_t")
+    check_parts(config, ("lewm",), (WalksConfig,), "two_rooms_rgb or data=push_t")
     recipe, model, data = config.recipe, config.model, config.data
     assert isinstance(recipe, LeWMRecipeConfig) and isinstance(model, LeWMConfig)
     assert isinstance(data, WalksConfig)

@@ -417,7 +417,7 @@ class Groups:
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, MemoryBudgetConfig, ("transformer",), (SelfStudyConfig,), "self_study")
+    check_parts(config, ("transformer",), (SelfStudyConfig,), "self_study")
     assert isinstance(config.recipe, MemoryBudgetConfig)
     if "full" not in config.recipe.memories:
         raise UserError("recipe.memories must have full: budgets are shares of its bytes")

@@ -263,7 +263,7 @@ def check(config: TrainConfig) -> None:
     """Raise UserError where recipe, model and data do not belong together, or where a length does
     not come out in chunks."""
     documents = (CorpusConfig, MarkovConfig)
-    check_parts(config, TTTE2ERecipeConfig, ("ttt_e2e",), documents, "markov, stdlib, files or hub")
+    check_parts(config, ("ttt_e2e",), documents, "markov, stdlib, files or hub")
     assert isinstance(config.recipe, TTTE2ERecipeConfig) and isinstance(config.model, TTTE2EConfig)
     assert isinstance(config.data, CorpusConfig | MarkovConfig)
     full = config.model.window is None

@@ -41,7 +41,7 @@ from training.evaluation.planning import over_horizon
 from training.evaluation.probes import distance_rms, linear_probe, r_squared
 from training.evaluation.room_figures import rgb_paths_chart
 from training.files import write_atomic
-from training.pretrained import locate
+from training.pretrained import locate, typed
 from training.recipes.acted_worlds import RecordedActed, RoomsActed
 from training.recipes.config import check_parts
 from training.recipes.config_worlds import VJEPA2ACRecipeConfig
@@ -101,7 +101,7 @@ class VJEPA2ACTraining(JEPATraining):
 
     def latents(self, batch: Batch) -> tuple[Latents, Tensor]:
         actions, states = batch["actions"], self.world.actor(batch["states"])
-        steps = min(self.recipe.rollout_steps, actions.shape[1])
+        steps = self.recipe.rollout_steps
         guessed = self.world.guessed(states[:, 0], actions[:, :steps])
         z, told, ahead = self.model(self.world.film(batch), actions, states, guessed)
         wanted = torch.cat([z[:, 1:], z[:, 1 : 1 + steps]], dim=1)
@@ -223,7 +223,8 @@ def seen_by(config: TrainConfig) -> IJEPAConfig | LeWMConfig:
     file = locate(weights) / "model.json"
     try:
         content = json.loads(file.read_text())
-        found = {"ijepa": IJEPAConfig, "lewm": LeWMConfig}[content["name"]](**content)
+        kind = {"ijepa": IJEPAConfig, "lewm": LeWMConfig}[content["name"]]
+        found: IJEPAConfig | LeWMConfig = typed(kind, content)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"recipe.weights={weights}: {file} is no model of recipe=jepa_video_masked or "
@@ -269,20 +270,38 @@ def load_encoder(model: VJEPA2AC, directory: Path) -> None:
         weights = load_file(file)
     except Exception as error:
         raise UserError(f"recipe.weights={directory}: {file} cannot be read ({error})") from error
+    found: dict[str, Tensor] = {}
     for prefix in ("average.vit.", "encoder.vit.", "average.", "encoder."):
         found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         if found:
             break
-    try:
-        model.encoder.load_state_dict(found)
-    except RuntimeError as error:
-        raise UserError(f"recipe.weights={directory}: {str(error).splitlines()[-1]}") from error
+    wanted = model.encoder.state_dict()
+    for name in sorted({*wanted, *found}):
+        here, there = (describe(x.get(name)) for x in (found, wanted))
+        if here != there:
+            raise UserError(
+                f"recipe.weights={directory}: {file} has {here} for {prefix}{name}, its model.json "
+                f"says {there}: name the directory of another run"
+            )
+        if not found[name].isfinite().all():
+            raise UserError(
+                f"recipe.weights={directory}: {prefix}{name} of {file} is not finite: the run "
+                "that wrote it had broken; name another"
+            )
+    model.encoder.load_state_dict(found)
+
+
+def describe(tensor: Tensor | None) -> str:
+    """Kind and shape of a tensor, or that there is none."""
+    if tensor is None:
+        return "nothing"
+    return f"{'floats' if tensor.is_floating_point() else tensor.dtype} {list(tensor.shape)}"
 
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_parts(
-        config, VJEPA2ACRecipeConfig, ("vjepa2_ac",), (TwoRoomsRGBConfig, TrajectoriesConfig),
+        config, ("vjepa2_ac",), (TwoRoomsRGBConfig, TrajectoriesConfig),
         "two_rooms_rgb or data=trajectories",
     )  # fmt: skip
     recipe, data = config.recipe, config.data
@@ -294,6 +313,11 @@ def check(config: TrainConfig) -> None:
             f"recipe.policies={recipe.policies}, data.action_dim={data.action_dim}, "
             f"data.state_dim={data.state_dim}: recorded actions are what they add to a state, and "
             "no plans can be tried; set recipe.policies=[] and both widths alike"
+        )
+    if recipe.rollout_steps >= data.seq_len:
+        raise UserError(
+            f"recipe.rollout_steps={recipe.rollout_steps}: a window of "
+            f"data.seq_len={data.seq_len} frames has {data.seq_len - 1} steps"
         )
     if config.data.image_size % 4:
         raise UserError(f"data.image_size={config.data.image_size} must be a multiple of 4")
@@ -318,7 +342,7 @@ def estimate(config: TrainConfig) -> Estimate:
     frames = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")
     actions = torch.zeros(rows, steps, action_dim, device="meta")
     states = torch.zeros(rows, data.seq_len, state_dim, device="meta")
-    ahead = min(config.recipe.rollout_steps, steps)
+    ahead = config.recipe.rollout_steps
 
     def loss() -> Tensor:
         _, told, later = model(frames, actions, states, states[:, :ahead])
