@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from training.distributed import Processes, initialise, shut_down
+from training.errors import memory_errors
 from training.logging import Logger
 from training.loop import fit, out_of_budget
 from training.protocols import Recipe
@@ -34,7 +35,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     module = recipe_module(config)
     processes, device = initialise(config.scale, module.FRAMEWORK)
     try:
-        with RunDirectory(config, processes) as directory:
+        with RunDirectory(config, processes) as directory, memory_errors():
             seed_global_generators(config.seed)
             recipe = module.build(config, processes, device)
             return train(config, recipe, directory, processes)

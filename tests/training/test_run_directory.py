@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 
 from training.config import compose
 from training.distributed import Processes
-from training.errors import UserError
+from training.errors import RunStopped, UserError, memory_errors
 from training.pretrained import fingerprint
-from training.run import read_weights
+from training.run import read_weights, run
 from training.run_directory import RunDirectory
 from training.schema import TrainConfig
 
@@ -71,3 +71,23 @@ def test_a_run_does_not_go_on_with_other_weights(tmp_path: Path) -> None:
     assert fingerprint(str(file), "recipe.start_from") == other["recipe.weights"]
     assert fingerprint([str(file), str(file)], "k") != fingerprint([str(file)], "k")
     assert read_weights(config(tmp_path, "recipe.weights=null").recipe) == {}
+
+
+@pytest.mark.parametrize(
+    "overrides", [["data.batch_size=1000000000000000"], ["model.predictor_dim=30000000"]]
+)
+def test_what_does_not_fit_the_memory_is_said_in_one_sentence(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(RunStopped, match=r"memory of this machine does not suffice: .*batch_size"):
+        run(config(tmp_path, "recipe.weights=null", *overrides))
+    status = json.loads((tmp_path / "vjepa2_ac/planning/mine/status.json").read_text())
+    assert status["status"] == "interrupted" and "does not suffice" in status["message"]
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shapes differ"), memory_errors():
+        raise RuntimeError("shapes differ")
+    for said in ("CUDA out of memory. Tried to allocate", "RESOURCE_EXHAUSTED: Out of memory"):
+        with pytest.raises(RunStopped, match=said[:18]), memory_errors():
+            raise RuntimeError(said)
