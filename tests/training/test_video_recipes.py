@@ -21,27 +21,6 @@ def recipe(name: str, *overrides: str):
     return RECIPES[name].build(config, Processes(), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize(
-    ("kind", "terms"),
-    [
-        ("none", {"pred"}),
-        ("ema", {"pred"}),
-        ("vicreg", {"pred", "std", "cov"}),
-        ("sigreg", {"pred", "sigreg"}),
-    ],
-)
-def test_one_switch_decides_the_terms_and_their_weights(
-    name: str, kind: str, terms: set[str]
-) -> None:
-    made = recipe(name, f"recipe.regularizer={kind}")
-    metrics = made.step(made.data.batch(0))
-    found = {key.removeprefix("train/"): float(v) for key, v in metrics.items()}
-    assert terms == found.keys() - {"loss", "opt/grad_norm", "opt/lr"}
-    weighted = sum(getattr(made.recipe, f"{term}_weight") * found[term] for term in terms)
-    assert found["loss"] == pytest.approx(weighted, rel=1e-5)
-
-
 def test_where_nothing_is_seen_maps_are_the_same_at_every_place() -> None:
     model = recipe("rollout").model
     seen = torch.full((1, 1, 1, 16, 16), 0.3)
