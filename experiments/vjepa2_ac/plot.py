@@ -29,7 +29,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
         if (values := final(runs, run, f"eval/{policy}"))
     }
     if groups:
-        chart = dot_chart(groups, "share of goals that were come near, ever")
+        chart = dot_chart(groups, "share of goals reached")
         write_atomic(directory / f"{scale}_success.svg", chart)
     ahead = series_curves(runs, ENCODERS, "ahead")
     if ahead:

@@ -218,6 +218,15 @@ def test_a_dozen_curves_look_different_from_each_other() -> None:
     assert len(curves) >= 12 and len(set(curves)) == 12
 
 
+def test_few_whole_numbers_have_no_fractions_between_them() -> None:
+    def written(*x: float) -> list[str]:
+        chart = plots.line_chart([plots.Line("a", x, [1.0] * len(x))], "y")
+        return re.findall(r">(\d+|\d+\.\d+)</text>", chart.split("step</text>")[0])
+
+    assert written(1, 2, 3) == ["1", "2", "3"]
+    assert any("." in number for number in written(1, 2.5, 3)), "control"
+
+
 def test_labels_keep_clear_of_each_other() -> None:
     heights = {"a": 0.0, "b": 0.01, "c": 0.02, "d": 0.5, "e": 0.99, "f": 1.0}
     placed = plots.spread_out(heights, 0.05)

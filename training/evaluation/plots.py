@@ -26,6 +26,7 @@ WIDTH, HEIGHT, TALL = 4.8, 3.2, 4.4  # inches; small, so that 9-point text is re
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK, FAINT = "#222222", "#9a9a9a"
 POINTS = 1000  # of a curve
+FEW = 10  # whole numbers of an axis that are all written
 INSIDE = 4  # curves whose legend finds room among them; that of more stands below
 MARKED = 40  # points up to which each is drawn as one
 LABEL_GAP = 0.04  # of the axes' height, between two labels of floors
@@ -132,6 +133,8 @@ def line_chart(
     With levels the frame is theirs and the second half of the curves': how high a curve began
     would flatten what is compared. `from_zero` begins the axis at zero, `log_x` has base 2.
     """
+    from matplotlib.ticker import MultipleLocator
+
     levels = {name: value for name, value in (levels or {}).items() if math.isfinite(value)}
     figure, (axes,) = blank(TALL if levels or len(lines) > INSIDE else HEIGHT)
     looks = itertools.cycle(
@@ -145,9 +148,12 @@ def line_chart(
         draw_line(axes, line, look)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.ticklabel_format(axis="y", useOffset=False)
+    places = [x for line in lines for x in line.x]
     if log_x:
         axes.set_xscale("log", base=2)
         plain_ticks(axes.xaxis)
+    elif places and max(places) - min(places) < FEW and all(x == int(x) for x in places):
+        axes.xaxis.set_major_locator(MultipleLocator(1))
     if levels:
         later = [y for line in lines for y in line.y[len(line.y) // 2 :] if math.isfinite(y)]
         frame(axes, [*levels.values(), *later])
