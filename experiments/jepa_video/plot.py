@@ -35,7 +35,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if errors:
         chart = line_chart(errors, "error over that of the last latent", "frames ahead")
         write_atomic(directory / f"{scale}_error.svg", chart)
-    for what, told in (("digit", "which digit it is"), ("motion", "where it goes")):
+    for what, told in (("digit", "digits"), ("motion", "directions")):
         groups = {
             name: values
             for name, run in MASKED.items()
@@ -44,7 +44,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
         if groups and (pixels := final(runs, "masked", f"eval/pixels/{what}")):
             groups["pixels"] = pixels
         if groups:
-            chart = dot_chart(groups, f"share of films of which a linear probe tells {told}")
+            chart = dot_chart(groups, f"share of {told} that a linear probe tells")
             write_atomic(directory / f"{scale}_{what}.svg", chart)
 
 
