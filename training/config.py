@@ -146,7 +146,6 @@ def config_message(error: BaseException) -> str:
     from hydra.errors import MissingConfigException
 
     chain = [error]
-    sized = "In 'experiment_scale/"  # where an experiment's sizes are, which suit its own groups
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     for item in chain:
@@ -157,7 +156,7 @@ def config_message(error: BaseException) -> str:
                 where = [str(link).splitlines()[0] for link in chain if str(link)[:4] == "In '"]
                 said = " ".join([*where[:1], unknown_key_message(key, owner)])
                 hint = ". The experiment has sizes for its own recipe, model and data: keep those"
-                return said + hint if said.startswith(sized) else said
+                return said + hint if said.startswith("In 'experiment_scale/") else said
             if owner is dict or owner is DictConfig:
                 return f"There is no key `{key}`."
         if isinstance(item, MissingConfigException):

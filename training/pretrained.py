@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from models.language.config import MixingConfig, RopeScaling, TransformerConfig
+from models.language.config import TransformerConfig
 from models.language.transformer import Transformer
 from training.errors import UserError
 from training.files import sha256
@@ -52,7 +52,7 @@ def fingerprint(named: str | list[str], key: str) -> str:
     """Hash of the safetensors that a path, or a list of them, names.
 
     Raises:
-        UserError: there are none.
+        UserError: there is no such file, directory or checkpoint.
     """
     total = hashlib.sha256()
     for where in [named] if isinstance(named, str) else named:
@@ -74,6 +74,8 @@ def typed(kind: type, content: Any) -> Any:
 
     if not isinstance(content, dict):
         raise ValueError(f"a mapping of {kind.__name__}'s keys is expected")
+    if "${" in json.dumps(content):
+        raise ValueError("${...} stands for nothing in a file that was exported")
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), content))
     except OmegaConfBaseException as error:
@@ -155,11 +157,4 @@ def _own(directory: Path, device: torch.device | str, dtype: torch.dtype | None)
 def _own_config(content: dict[str, Any]) -> TransformerConfig:
     if content["name"] != "transformer":
         raise ValueError(f"it is a {content['name']}, not a transformer")
-    scaling = content.pop("rope_scaling", None)
-    return TransformerConfig(
-        **{
-            **content,
-            "mixing": MixingConfig(**content.pop("mixing")),
-            "rope_scaling": None if scaling is None else RopeScaling(**scaling),
-        }
-    )
+    return typed(TransformerConfig, content)

@@ -127,9 +127,9 @@ class RunDirectory:
 
     def refuse_other_config(self) -> None:
         """Raise UserError if this directory holds a run of another configuration."""
-        recorded = self.path / "identity.json"
-        if recorded.exists():
-            changes = differing_keys(self.recorded(recorded), plain(identity(self.config)))
+        file = self.path / "identity.json"
+        if file.exists():
+            changes = differing_keys(self.recorded(file), plain(identity(self.config)))
             if changes:
                 raise UserError(
                     f"{self.path} holds a run of another configuration; {'; '.join(changes[:5])}"

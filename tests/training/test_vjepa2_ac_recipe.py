@@ -135,6 +135,7 @@ def test_the_encoder_of_a_run_is_taken_and_others_are_refused(encoder: Path, tmp
     for content in (
         {"name": "transformer", "vocab_size": 3}, [], config | {"dim": "wide"},
         config | {"heads": 0}, config | {"patch": {"t": 2}}, config | {"more": 1},
+        config | {"dim": "${oc.env:COLUMNS,24}"},
     ):  # fmt: skip
         (broken / "model.json").write_text(json.dumps(content))
         with pytest.raises(UserError, match=r"no model of recipe=jepa_video_masked or recipe=lewm"):
