@@ -102,6 +102,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
     "data/images": {"small_images": SmallImagesConfig, "hub_images": HubImagesConfig},
+    "data/films": {"moving": MovingConfig},
     "data/clips": {"moving": MovingConfig, "trajectories": TrajectoriesConfig},
     "data/acted": {"two_rooms_rgb": TwoRoomsRGBConfig, "trajectories": TrajectoriesConfig},
 }
