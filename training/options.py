@@ -31,6 +31,7 @@ from training.data.config_worlds import (
     HubImagesConfig,
     MovingConfig,
     PushTConfig,
+    RecordedFilmsConfig,
     SmallImagesConfig,
     TrajectoriesConfig,
     TwoRoomsConfig,
@@ -99,6 +100,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "two_rooms_rgb": TwoRoomsRGBConfig,
         "push_t": PushTConfig,
         "trajectories": TrajectoriesConfig,
+        "recorded_films": RecordedFilmsConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
     "data/images": {"small_images": SmallImagesConfig, "hub_images": HubImagesConfig},

@@ -342,3 +342,27 @@ class TrajectoriesConfig(DataConfig):
         at_least(self, "data", 2, "seq_len")
         at_least(self, "data", 16, "image_size")
         within(self, "data", 0.0, 0.9, "heldout")
+
+
+@dataclass
+class RecordedFilmsConfig(DataConfig):
+    """Films in one file, of which nothing is known but how they look."""
+
+    name: str = "recorded_films"
+    "Which data: the stem of its file."
+    path: str | None = None
+    "A .npy file of grey frames, uint8 [frames, films, height, width], as Moving MNIST's."
+    image_size: int = 64
+    "Height and width of a frame, in pixels."
+    seq_len: int = 10
+    "Frames of a window, T."
+    heldout: float = 0.1
+    "Share of the films that is held out, the last of the file; two at least."
+    batch_size: int = 64
+    "Windows per optimiser step, over all processes."
+
+    def __post_init__(self) -> None:
+        at_least(self, "data", 1, "batch_size")
+        at_least(self, "data", 3, "seq_len")
+        at_least(self, "data", 16, "image_size")
+        within(self, "data", 0.0, 0.9, "heldout")

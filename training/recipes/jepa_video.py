@@ -8,9 +8,9 @@ The video example of eb_jepa (2026, arXiv:2602.03604). One step, with films o_0.
              +  what keeps the projections from collapsing (jepa.py)
 
 Judged by a detector: a small network is fitted to latents of seen frames, to say which cells of a
-grid hold an object's centre, and then reads what was predicted. Its average precision, frame by
-frame, stands beside that of the last latent seen, which is what a predictor that knows nothing of
-motion would tell.
+grid hold something (jepa_video_films.py), and then reads what was predicted. Its average precision,
+frame by frame, stands beside that of the last latent seen, which is what a predictor that knows
+nothing of motion would tell.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ from torch import Tensor
 from models.worlds.jepa.config import JEPAVideoConfig
 from models.worlds.jepa.jepa_video import CONTEXT, JEPAVideo
 from models.worlds.jepa.targets import Latents
-from training.data.config_worlds import Movers, MovingConfig
-from training.data.moving import Films, MovingData
+from training.data.config_worlds import MovingConfig, RecordedFilmsConfig
+from training.data.moving import MovingData
+from training.data.recorded_films import RecordedFilmsData
 from training.distributed import Processes
-from training.envs.moving import draw_discs, draw_sprites
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
-from training.evaluation.detection import average_precision, detector, grid_of
+from training.evaluation.detection import average_precision, detector
 from training.evaluation.film_figures import detection_film
 from training.files import write_atomic
 from training.recipes.config import check_parts, with_decided
 from training.recipes.config_worlds import JEPAVideoRecipeConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
+from training.recipes.jepa_video_clips import chunks
+from training.recipes.jepa_video_films import CHANNELS, FILMS
 from training.schema import TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch
 
-CHANNELS = 1
+FILM_DATA = MovingConfig, RecordedFilmsConfig
 CHUNK = 32  # films that are encoded at once
 SHOWN = 3  # films that are drawn
 
@@ -50,14 +52,19 @@ class JEPAVideoTraining(JEPATraining):
     """Trains encoder, predictor and projector together."""
 
     model: JEPAVideo
-    data: MovingData
 
     def __init__(
-        self, config: TrainConfig, data: MovingData, processes: Processes, device: torch.device
+        self,
+        config: TrainConfig,
+        data: MovingData | RecordedFilmsData,
+        processes: Processes,
+        device: torch.device,
     ) -> None:
         assert isinstance(config.recipe, JEPAVideoRecipeConfig)
         self.recipe, self.model_config = config.recipe, fill_shapes(config)
         averaged = self.recipe.resolved_target == Target.ema
+        _, kind = FILMS[config.data.name]
+        self.films = kind(data, device, CONTEXT + self.recipe.horizon)
         super().__init__(
             config,
             data,
@@ -66,32 +73,19 @@ class JEPAVideoTraining(JEPATraining):
             lambda: JEPAVideo(self.model_config, averaged),
             data.config.batch_size * data.config.seq_len,
         )
-        self.sprites = torch.from_numpy(data.sprites).to(device)
         self.flops_per_step = estimate(config).flops_per_step
 
-    def see(self, positions: Tensor, sprite: Tensor, radius: Tensor) -> Tensor:
-        """[b, t, 1, s, s] frames in [0, 1]."""
-        size = self.data.config.image_size
-        if self.data.config.movers == Movers.digits:
-            return draw_sprites(positions, self.sprites[sprite], size)
-        return draw_discs(positions, radius, size)
-
     def latents(self, batch: Batch) -> tuple[Latents, None]:
-        return self.model(self.see(batch["positions"], batch["sprite"], batch["radius"])), None
+        return self.model(self.films.see(batch)), None
 
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Diagnostics, errors of predictions, and what a detector makes of them."""
         recipe = self.recipe
-        films = Films(
-            *(
-                torch.from_numpy(x).to(self.trainer.device)
-                for x in self.data.heldout(recipe.films, CONTEXT + recipe.horizon)
-            )
-        )
+        films = self.films.heldout(recipe.films)
         with self.whole_model():
-            parts = zip(*(part.split(CHUNK) for part in films), strict=True)
-            z = torch.cat([self.model.encode(self.see(*part)) for part in parts]).float()
+            parts = chunks(films, CHUNK)
+            z = torch.cat([self.model.encode(self.films.see(part)) for part in parts]).float()
             ahead = torch.cat(
                 [self.model.rollout(part[:, :CONTEXT], recipe.horizon) for part in z.split(CHUNK)]
             ).float()
@@ -107,11 +101,10 @@ class JEPAVideoTraining(JEPATraining):
         self.found["series"]["error"] = relative
         return metrics
 
-    def detect(self, films: Films, z: Tensor, ahead: Tensor, last: Tensor) -> dict[str, float]:
+    def detect(self, films: Batch, z: Tensor, ahead: Tensor, last: Tensor) -> dict[str, float]:
         """Fit a detector to latents of one half of the films; judge it on the other half."""
         recipe, half = self.recipe, len(z) // 2
-        size = self.data.config.image_size
-        cells = grid_of(films.positions, recipe.cells, size)  # [n, t, g, g]
+        cells = self.films.cells(films, recipe.cells)  # [n, t, g, g]
         generator = torch_generator(self.config.seed, "probe", device=z.device)
         find = detector(z[:half].flatten(0, 1), cells[:half].flatten(0, 1), generator)
         truth = cells[half:, CONTEXT:]
@@ -130,7 +123,7 @@ class JEPAVideoTraining(JEPATraining):
                         if h <= recipe.horizon}  # fmt: skip
         few = slice(half, half + SHOWN)
         self.film = (
-            self.see(*(part[few] for part in films))[:, :, 0],
+            self.films.see({name: x[few] for name, x in films.items()})[:, :, 0],
             curves[""][:SHOWN].sigmoid(),
             curves["copy/"][:SHOWN].sigmoid(),
         )
@@ -155,8 +148,8 @@ def fill_shapes(config: TrainConfig) -> JEPAVideoConfig:
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, ("jepa_video",), (MovingConfig,), "moving")
-    assert isinstance(config.model, JEPAVideoConfig) and isinstance(config.data, MovingConfig)
+    check_parts(config, ("jepa_video",), FILM_DATA, "moving or data=recorded_films")
+    assert isinstance(config.model, JEPAVideoConfig) and isinstance(config.data, FILM_DATA)
     assert isinstance(config.recipe, JEPAVideoRecipeConfig)
     if config.model.passes > config.data.seq_len - CONTEXT:
         raise UserError(
@@ -174,15 +167,15 @@ def check(config: TrainConfig) -> None:
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> JEPAVideoTraining:
     """The recipe of `config` with its data, its model initialised on `device`."""
     check(config)
-    assert isinstance(config.data, MovingConfig)
-    data = MovingData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+    make, _ = FILMS[config.data.name]
+    data = make(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
     return JEPAVideoTraining(config, data, processes, device)
 
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data is made."""
     check(config)
-    assert isinstance(config.data, MovingConfig)
+    assert isinstance(config.data, FILM_DATA)
     data = config.data
     with torch.device("meta"):
         model = JEPAVideo(fill_shapes(config), config.recipe.resolved_target == Target.ema)

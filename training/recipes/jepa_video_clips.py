@@ -7,7 +7,7 @@ shows, half of them for probes to be fitted to, `labels` what a linear probe has
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -18,10 +18,12 @@ from torch import Tensor
 from training.data.config_worlds import (
     Movers,
     MovingConfig,
+    RecordedFilmsConfig,
     TrajectoriesConfig,
     TwoRoomsRGBConfig,
 )
 from training.data.moving import Films, MovingData
+from training.data.recorded_films import RecordedFilmsData
 from training.data.trajectories import TrajectoriesData
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.envs import two_rooms_rgb
@@ -40,6 +42,12 @@ def see_rooms(positions: Tensor, size: int) -> Tensor:
 
 def on_device(arrays: Mapping[str, np.ndarray], device: torch.device) -> Batch:
     return {name: torch.from_numpy(x).to(device) for name, x in arrays.items()}
+
+
+def chunks(batch: Batch, size: int) -> Iterator[Batch]:
+    """The same rows, `size` of them at a time."""
+    for part in zip(*(x.split(size) for x in batch.values()), strict=True):
+        yield dict(zip(batch, part, strict=True))
 
 
 class DigitClips:
@@ -122,11 +130,11 @@ class RecordedClips:
 
     channels = 3
 
-    def __init__(self, data: TrajectoriesData, device: torch.device) -> None:
+    def __init__(self, data: TrajectoriesData | RecordedFilmsData, device: torch.device) -> None:
         self.data, self.device = data, device
 
     @staticmethod
-    def check(config: TrajectoriesConfig) -> None:
+    def check(config: TrajectoriesConfig | RecordedFilmsConfig) -> None:
         pass
 
     def see(self, batch: Batch) -> Tensor:
@@ -140,6 +148,16 @@ class RecordedClips:
         return {}
 
 
+class GreyClips(RecordedClips):
+    """The same without colour."""
+
+    channels = 1
+    data: RecordedFilmsData
+
+    def heldout(self, count: int) -> Batch:
+        return on_device(self.data.heldout(count, self.data.config.seq_len), self.device)
+
+
 def see_recorded(frames: Tensor) -> Tensor:
     """uint8 frames, normalised."""
     return (frames.float() / 255 - PIXEL_MEAN) / PIXEL_STD
@@ -149,5 +167,6 @@ CLIPS = {
     "moving": (MovingData, DigitClips),
     "two_rooms_rgb": (TwoRoomsRGBData, RoomClips),
     "trajectories": (partial(TrajectoriesData, acted=False), RecordedClips),
+    "recorded_films": (RecordedFilmsData, GreyClips),
 }
 "Data by name -> where it is made, and what is asked about it."

@@ -27,9 +27,15 @@ from torch import Tensor
 from models.worlds.jepa.config import IJEPAConfig
 from models.worlds.jepa.ijepa import IJEPA
 from models.worlds.jepa.targets import Latents
-from training.data.config_worlds import MovingConfig, TrajectoriesConfig, TwoRoomsRGBConfig
+from training.data.config_worlds import (
+    MovingConfig,
+    RecordedFilmsConfig,
+    TrajectoriesConfig,
+    TwoRoomsRGBConfig,
+)
 from training.data.masks import Masks, tubes
 from training.data.moving import MovingData
+from training.data.recorded_films import RecordedFilmsData
 from training.data.trajectories import TrajectoriesData
 from training.data.two_rooms_rgb import TwoRoomsRGBData
 from training.distributed import Processes
@@ -42,12 +48,12 @@ from training.recipes.config import check_parts, with_decided
 from training.recipes.config_worlds import JEPAVideoMaskedRecipeConfig, Target
 from training.recipes.jepa import FRAMEWORK as FRAMEWORK
 from training.recipes.jepa import JEPATraining
-from training.recipes.jepa_video_clips import CLIPS
+from training.recipes.jepa_video_clips import CLIPS, chunks
 from training.schema import TrainConfig
 from training.seeding import numpy_rng
 from training.torch_step import Batch
 
-CLIP_DATA = MovingConfig, TwoRoomsRGBConfig, TrajectoriesConfig
+CLIP_DATA = MovingConfig, TwoRoomsRGBConfig, TrajectoriesConfig, RecordedFilmsConfig
 CHUNK = 64  # films that are encoded at once
 
 
@@ -60,12 +66,12 @@ class JEPAVideoMaskedTraining(JEPATraining):
     """Trains encoder and predictor; the average follows."""
 
     model: IJEPA
-    data: MovingData | TwoRoomsRGBData | TrajectoriesData
+    data: MovingData | TwoRoomsRGBData | TrajectoriesData | RecordedFilmsData
 
     def __init__(
         self,
         config: TrainConfig,
-        data: MovingData | TwoRoomsRGBData | TrajectoriesData,
+        data: MovingData | TwoRoomsRGBData | TrajectoriesData | RecordedFilmsData,
         processes: Processes,
         device: torch.device,
     ) -> None:
@@ -105,13 +111,7 @@ class JEPAVideoMaskedTraining(JEPATraining):
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Diagnostics and probes; those of pixels too, if `final`."""
         films = self.clips.heldout(self.recipe.films)
-        parts = [x.split(CHUNK) for x in films.values()]
-        clips = torch.cat(
-            [
-                self.clips.see(dict(zip(films, part, strict=True)))
-                for part in zip(*parts, strict=True)
-            ]
-        )
+        clips = torch.cat([self.clips.see(part) for part in chunks(films, CHUNK)])
         with self.whole_model():
             encoder = self.model.encoder
             middle = [encoder(part)[:, encoder.centre].float() for part in clips.split(CHUNK)]
@@ -188,7 +188,7 @@ def check(config: TrainConfig) -> None:
         config,
         ("ijepa",),
         CLIP_DATA,
-        "moving, data=two_rooms_rgb or data=trajectories",
+        "moving, data=two_rooms_rgb, data=trajectories or data=recorded_films",
     )
     assert isinstance(config.model, IJEPAConfig) and isinstance(config.data, CLIP_DATA)
     size = config.data.seq_len, config.data.image_size, config.data.image_size
