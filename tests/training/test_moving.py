@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from training.data.config_worlds import Movers, MovingConfig
-from training.data.moving import MovingData, apart
+from training.data.moving import MovingData
+from training.envs.discs import scatter
 from training.envs.moving import collide, draw_discs, draw_sprites, drift
 from training.evaluation.detection import average_precision, detector, grid_of
 
@@ -18,7 +19,7 @@ SIZE = 32.0
 def balls(n: int = 32, k: int = 4, seed: int = FRESH):
     rng = np.random.default_rng(seed)
     radius = rng.uniform(2, 4, (n, k))
-    return apart(rng, radius, SIZE), rng.normal(0, 2, (n, k, 2)), radius
+    return scatter(rng, radius, SIZE, SIZE), rng.normal(0, 2, (n, k, 2)), radius
 
 
 def test_what_drifts_is_reflected_as_step_by_step() -> None:

@@ -11,6 +11,7 @@ from training.data.config_worlds import HubImagesConfig, Movers, MovingConfig
 from training.data.galleries import digits
 from training.data.generated import GeneratedData
 from training.data.hub_images import load
+from training.envs.discs import scatter
 from training.envs.moving import collide, drift
 from training.seeding import numpy_rng
 
@@ -76,7 +77,7 @@ class MovingData(GeneratedData[MovingConfig]):
             positions = drift(start, speed, radius, frames, size)
         else:
             radius = rng.uniform(*config.radius, shape)
-            positions, _ = collide(apart(rng, radius, size), speed, radius, frames, size)
+            positions, _ = collide(scatter(rng, radius, size, size), speed, radius, frames, size)
         return Films(positions.astype(np.float32), sprite, radius.astype(np.float32))
 
 
@@ -103,19 +104,3 @@ def mnist() -> list[Scans]:
         images = np.stack([np.asarray(image) for image in rows["image"]])
         found.append((images, np.array(rows["label"], np.int64)))
     return found
-
-
-def apart(
-    rng: np.random.Generator, radius: np.ndarray, size: float
-) -> Float32[np.ndarray, "n k 2"]:
-    """Places inside the frame where no two balls overlap."""
-    edge = radius[..., None]
-    places = rng.uniform(edge, size - edge, (*radius.shape, 2))
-    reach = radius[:, :, None] + radius[:, None]
-    while True:
-        gaps = np.linalg.norm(places[:, :, None] - places[:, None], axis=-1)
-        gaps += 1e9 * np.eye(radius.shape[1])
-        bad = np.flatnonzero((gaps < reach).any(axis=(1, 2)))
-        if not len(bad):
-            return places
-        places[bad] = rng.uniform(edge[bad], size - edge[bad], (len(bad), *places.shape[1:]))
