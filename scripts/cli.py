@@ -12,6 +12,7 @@ COMMANDS = {
     "bench": "measure speed, as ratios in one run",
     "synthesise": "let a model study a text, for a cartridge of it",
     "answer": "ask a cartridge",
+    "play": "act in a world that a model dreams",
     "serve": "an OpenAI-compatible server for one model",
 }
 

@@ -105,6 +105,22 @@ SMALL_FILM = [
     "optim.warmup_steps=0",
     "report=false",
 ]
+SMALL_PINFALL = [
+    "experiment=diamond/pinfall",
+    "model.widths=[8,16]",
+    "model.condition=16",
+    "model.steps=2",
+    "recipe.dreams=6",
+    "recipe.horizon=6",
+    "recipe.splits=[pairs]",
+    "data.image_size=16",
+    "data.batch_size=4",
+    "data.worlds=16",
+    "data.length=24",
+    "optim.warmup_steps=0",
+    "report=false",
+]
+"A ball and a paddle, learned from in seconds."
 SMALL_COLOURED_ROOMS = [
     "experiment=lewm/two_rooms_rgb",
     "model.width=24",

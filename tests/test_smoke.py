@@ -14,6 +14,7 @@ from tests.helpers import (
     SMALL_FILMS,
     SMALL_FROZEN,
     SMALL_IMAGES,
+    SMALL_PINFALL,
     SMALL_PUSH_T,
     SMALL_ROOM_CLIPS,
     SMALL_ROOMS,
@@ -99,6 +100,8 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         small = [*SMALL_FILMS[variant], *SMALL_FILM]
     elif paper == "lewm":
         small = SMALL_PUSH_T if variant == "push_t" else SMALL_COLOURED_ROOMS
+    elif paper == "diamond":
+        small = SMALL_PINFALL
     elif name == "vjepa2_ac/planning":
         small = SMALL_FROZEN
     elif name == "vjepa2_ac/encoder":

@@ -17,6 +17,7 @@ from models.worlds.jepa.config import (
     LeWMConfig,
     VJEPA2ACConfig,
 )
+from models.worlds.video.config import DiamondConfig
 from training.data.config import (
     ConversationsConfig,
     FactsConfig,
@@ -30,6 +31,7 @@ from training.data.config import (
 from training.data.config_worlds import (
     HubImagesConfig,
     MovingConfig,
+    PinfallConfig,
     PushTConfig,
     RecordedFilmsConfig,
     SmallImagesConfig,
@@ -46,6 +48,7 @@ from training.recipes.config import (
     TTTE2ERecipeConfig,
 )
 from training.recipes.config_worlds import (
+    DiamondRecipeConfig,
     IJEPARecipeConfig,
     JEPAPlanningConfig,
     JEPAVideoMaskedRecipeConfig,
@@ -72,6 +75,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "jepa_video_masked": JEPAVideoMaskedRecipeConfig,
         "lewm": LeWMRecipeConfig,
         "vjepa2_ac": VJEPA2ACRecipeConfig,
+        "diamond": DiamondRecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -82,6 +86,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "jepa_video": JEPAVideoConfig,
         "lewm": LeWMConfig,
         "vjepa2_ac": VJEPA2ACConfig,
+        "diamond": DiamondConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {
@@ -101,6 +106,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "push_t": PushTConfig,
         "trajectories": TrajectoriesConfig,
         "recorded_films": RecordedFilmsConfig,
+        "pinfall": PinfallConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
     "data/images": {"small_images": SmallImagesConfig, "hub_images": HubImagesConfig},

@@ -134,24 +134,33 @@ def load_decoder(
 
 
 def _own(directory: Path, device: torch.device | str, dtype: torch.dtype | None) -> Transformer:
+    config, file = config_of(directory), directory / "model.safetensors"
+    with torch.device("meta"):
+        model = Transformer(config)
+    tensors = read_tensors(file, device)
+    fit(model, {n: x.to(dtype or x.dtype) for n, x in tensors.items()}, file)
+    return model
+
+
+def read_tensors(file: Path, device: torch.device | str) -> dict[str, torch.Tensor]:
+    """What a safetensors file holds. Raises UserError."""
     import safetensors
     from safetensors.torch import load_file
 
-    file = directory / "model.safetensors"
-    config = config_of(directory)
     try:
-        tensors = load_file(file, device=str(device))
+        return load_file(file, device=str(device))
     except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{file} is missing or damaged: {error}") from error
-    with torch.device("meta"):
-        model = Transformer(config)
-    expected = {name: p.shape for name, p in model.named_parameters()}
+        raise UserError(f"{file} is missing or damaged: {error}") from error
+
+
+def fit(model: torch.nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
+    """Give a model on meta its weights. Raises UserError unless names and shapes are its own."""
+    expected = {name: x.shape for name, x in model.state_dict().items()}
     found = {name: x.shape for name, x in tensors.items()}
     if expected != found:
         wrong = sorted(n for n in {*expected, *found} if expected.get(n) != found.get(n))
-        raise ValueError(f"{file} does not fit its model.json: {', '.join(wrong[:3])}")
-    model.load_state_dict({n: x.to(dtype or x.dtype) for n, x in tensors.items()}, assign=True)
-    return model
+        raise UserError(f"{file} does not fit its model.json: {', '.join(wrong[:3])}")
+    model.load_state_dict(tensors, assign=True)
 
 
 def _own_config(content: dict[str, Any]) -> TransformerConfig:

@@ -27,7 +27,7 @@ def init_uniform(module: nn.Module, generator: torch.Generator | None = None) ->
             continue
         elif isinstance(part, nn.GRUCell):
             bound = part.hidden_size**-0.5
-        elif isinstance(part, nn.LayerNorm | nn.BatchNorm1d | nn.BatchNorm2d):
+        elif isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d):
             part.reset_parameters()
             continue
         else:

@@ -1,4 +1,4 @@
-"""Models of latents in two processes, whose weights are shards, learn what one process learns."""
+"""Models of worlds in two processes, whose weights are shards, learn what one process learns."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.helpers import (
     SMALL_FILMS,
     SMALL_FROZEN,
     SMALL_IMAGES,
+    SMALL_PINFALL,
     train,
 )
 
@@ -20,6 +21,7 @@ CASES = {
     "ijepa": [*SMALL_IMAGES["ijepa"], *SMALL_BATCH],
     "rollout": [*SMALL_FILMS["rollout"], *SMALL_FILM],
     "masked": [*SMALL_FILMS["masked"], *SMALL_FILM],
+    "diamond": SMALL_PINFALL,
     "vjepa2_ac": [*SMALL_FROZEN, "recipe.policies=[]"],
 }
 

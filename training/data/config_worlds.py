@@ -366,3 +366,60 @@ class RecordedFilmsConfig(DataConfig):
         at_least(self, "data", 3, "seq_len")
         at_least(self, "data", 16, "image_size")
         within(self, "data", 0.0, 0.9, "heldout")
+
+
+class Variant(StrEnum):
+    """What there is in the world of Pinfall (training/envs/pinfall.py)."""
+
+    uniform = "uniform"  # one ball in a closed box
+    collide = "collide"  # three of different sizes
+    gravity = "gravity"  # one that falls
+    occlude = "occlude"  # one, and a screen that it passes behind
+    paddle = "paddle"  # one, over a paddle that an action moves
+    fork = "fork"  # the same, but that it leaves for the left or the right, and nothing says which
+
+
+class Split(StrEnum):
+    """Which balls of Pinfall: those that are trained on, or others."""
+
+    shown = "shown"
+    speed = "speed"  # faster than any that are trained on
+    size = "size"  # larger
+    pairs = "pairs"  # hues and speeds that were trained on, but not together
+
+
+@dataclass
+class PinfallConfig(DataConfig):
+    """Clips of a ball and a paddle, with exact physics."""
+
+    name: str = "pinfall"
+    "Which data: the stem of its file."
+    variant: Variant = Variant.paddle
+    "uniform, collide, gravity, occlude, paddle or fork."
+    image_size: int = 32
+    "Height and width of a frame, in pixels."
+    oracles: float = 0.5
+    "Share of the worlds that someone acts in who knows where the ball will land."
+    noise: float = 0.3
+    "Share of the actions that these draw at random."
+    worlds: int = 256
+    "Worlds that are made together, and whose windows are trained on together."
+    length: int = 64
+    "Frames of each."
+    seq_len: int = 5
+    "Frames of a window, T; it has T - 1 actions."
+    batch_size: int = 32
+    "Windows per optimiser step, over all processes."
+
+    def __post_init__(self) -> None:
+        at_least(self, "data", 16, "image_size")
+        at_least(self, "data", 1, "worlds", "batch_size")
+        at_least(self, "data", 2, "seq_len")
+        within(self, "data", 0.0, 1.0, "oracles", "noise")
+        require(
+            self.length >= self.seq_len,
+            "length",
+            self.length,
+            f"at least data.seq_len={self.seq_len}",
+            "raise it",
+        )

@@ -64,6 +64,28 @@ def masked_film(clips: Float[np.ndarray, "n t s s"], seen: Bool[np.ndarray, "m t
     return svg(figure)
 
 
+@styled
+def dream_film(
+    truth: Float[np.ndarray, "n t s s 3"], told: Float[np.ndarray, "n t s s 3"], every: int
+) -> str:
+    """SVG: for each clip what happened, every so many frames from the last one that was seen on,
+    and below what was dreamed."""
+    from matplotlib.figure import Figure
+
+    n, t = truth.shape[:2]
+    figure = Figure(figsize=(4.8, 4.8 * (2 * n + 0.5) / t), layout="constrained")
+    axes = figure.subplots(2 * n, t, squeeze=False)
+    for i in range(n):
+        for row, name, film in ((2 * i, "truth", truth[i]), (2 * i + 1, "dream", told[i])):
+            for k, here in enumerate(axes[row]):
+                here.imshow(film[k])
+                here.set(xticks=[], yticks=[])
+                if not row:
+                    here.set_title(f"{k * every}", fontsize=7)
+            axes[row][0].set_ylabel(name, fontsize=7)
+    return svg(figure)
+
+
 FILMED, EVERY, PIXELS = 3, 10, 96  # episodes, steps from one image to the next, size of an image
 
 

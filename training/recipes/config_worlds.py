@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import ClassVar
 
+from training.data.config_worlds import Split
 from training.fields import above, at_least, checkpoint, span, within
 from training.recipes.config import RecipeConfig
 
@@ -376,3 +377,35 @@ class VJEPA2ACRecipeConfig(LeWMRecipeConfig):
                 f"recipe.regularizer={self.regularizer}, recipe.target={self.target}: the encoder "
                 "of recipe=vjepa2_ac is frozen, set none and null"
             )
+
+
+@dataclass
+class VideoWorldConfig(RecipeConfig):
+    """What recipes of models that draw a world have in common: how they are judged."""
+
+    blind: bool = False
+    "Train and judge without actions: the control that cannot be steered."
+    dreams: int = 64
+    "Held-out clips that are dreamed on from."
+    horizon: int = 30
+    "Frames of a dream."
+    splits: list[Split] = field(default_factory=list)
+    "Other balls that dreams are judged on at the end: speed, size, pairs."
+
+    def __post_init__(self) -> None:
+        at_least(self, "recipe", 2, "dreams")
+        at_least(self, "recipe", 5, "horizon")
+
+
+@dataclass
+class DiamondRecipeConfig(VideoWorldConfig):
+    """The next frame, drawn by diffusion beside the frames before it."""
+
+    name: str = "diamond"
+    "Which recipe: the stem of its file."
+    context_noise: float = 0.0
+    "Largest standard deviation of noise on the frames that are seen, in training."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 0, "context_noise")

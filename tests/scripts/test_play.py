@@ -1,0 +1,357 @@
+"""Playing: actions give frames, in a browser, over the socket, in the terminal; nonsense gives a
+sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import struct
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from scripts import play
+from scripts.play import Asked, Server, Stage, in_terminal
+from tests.helpers import SMALL_PINFALL, train
+from training.errors import UserError
+from training.evaluation.stub_worlds import Simulator
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of one step has left."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = train(runs, *SMALL_PINFALL, "loop.steps=1", "run=x")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return runs / "diamond" / "pinfall" / "x"
+
+
+@pytest.fixture
+def stage(run: Path) -> Stage:
+    """The run's world, dreamed by the simulator itself, so that a paddle can be looked for."""
+    made = Stage(Asked(model=str(run), port=0))
+    made.world = _Exact(made.world)
+    return made
+
+
+class _Exact:
+    """An open world whose model is the simulator."""
+
+    def __init__(self, world) -> None:
+        self.actions, self.size, self.step, self.show = (
+            world.actions, world.size, world.step, world.show,
+        )  # fmt: skip
+        self._world = world
+
+    def start(self, number, device):
+        begun = self._world.start(number, device)
+        variant = self._world.data.config.variant
+        self.model = _First(begun.state, variant, self.size, 4)
+        return begun
+
+
+class _First(Simulator):
+    def init_cache(self, frames, actions, episodes, seed=0):
+        return super().init_cache(frames, actions, episodes * 0, seed)
+
+
+@pytest.fixture
+def server(stage: Stage) -> Iterator[Server]:
+    made = Server(stage)
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    yield made
+    made.close()
+    thread.join(timeout=10)
+
+
+def socket(server: Server):
+    return connect(f"ws://127.0.0.1:{server.port}/play", max_size=2**20)
+
+
+def frame(message: bytes) -> tuple[int, float, np.ndarray, np.ndarray]:
+    """Number, latency, dream and truth of a message."""
+    number, size, latency, _ = struct.unpack("<IIff", message[:16])
+    dream, truth = np.frombuffer(message[16:], np.uint8).reshape(2, size, size, 3)
+    return number, latency, dream, truth
+
+
+def paddle(picture: np.ndarray) -> float:
+    """Where, across, what is white is."""
+    white = picture.min(axis=2).astype(float)[13:]
+    return float((white.sum(0) * (np.arange(white.shape[1]) + 0.5)).sum() / white.sum())
+
+
+def test_a_run_that_was_just_trained_can_be_played(run: Path) -> None:
+    game = Stage(Asked(model=str(run))).game()
+    first = game.message()
+    for count in range(1, 4):
+        game.act(2)
+        number, latency, dream, truth = frame(game.message())
+        assert number == count and latency > 0 and dream.shape == truth.shape == (16, 16, 3)
+    again = Stage(Asked(model=str(run))).game()
+    assert again.message()[16:] == first[16:]
+    for _ in range(3):
+        again.act(2)
+    np.testing.assert_array_equal(frame(again.message())[2], dream, "the same dream again")
+    other = Stage(Asked(model=str(run), seed=1)).game()
+    for _ in range(3):
+        other.act(2)
+    assert (frame(other.message())[2] != dream).any() and frame(other.message())[3].sum() > 0
+
+
+def test_fifty_actions_give_fifty_frames_and_the_paddle_obeys(server: Server) -> None:
+    with socket(server) as player:
+        seen = [frame(player.recv())]
+        for count in range(50):
+            action = (0, 2)[count // 10 % 2]
+            player.send(json.dumps({"action": action}))
+            seen.append(frame(player.recv()))
+            move = paddle(seen[-1][2]) - paddle(seen[-2][2])
+            at = paddle(seen[-2][2])
+            if 3 < at < 13:
+                assert move * (action - 1) > 0.2
+        assert [number for number, *_ in seen] == list(range(51))
+        pictures = {picture.tobytes() for _, _, picture, _ in seen}
+        assert len(pictures) > 25, "after a ball is lost only the paddle moves"
+        player.send('{"reset": true}')
+        number, _, dream, _ = frame(player.recv())
+        assert number == 0 and dream.tobytes() != seen[0][2].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        ("nonsense", "must be JSON"),
+        ("[" * 200, "must be JSON"),
+        ("7", 'must be {"action": number}'),
+        ('{"action": 1, "reset": true}', 'must be {"action": number}'),
+        ('{"reset": 1}', 'must be {"action": number}'),
+        ('{"action": 3}', "action must be 0 (left), 1 (stay), 2 (right), not 3"),
+        ('{"action": -1}', "not -1"),
+        ('{"action": true}', "not True"),
+        ('{"action": 1.0}', "not 1.0"),
+        (b"\xff\x00", "must be JSON"),
+    ],
+)
+def test_what_is_not_understood_is_told_and_play_goes_on(
+    message: str | bytes, says: str, server: Server
+) -> None:
+    with socket(server) as player:
+        player.recv()
+        player.send(message)
+        assert says in json.loads(player.recv())["error"]
+        player.send('{"action": 1}')
+        assert frame(player.recv())[0] == 1
+
+
+def test_who_sends_nonsense_or_too_much_or_too_often_is_sent_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket(server) as player:
+        player.recv()
+        with pytest.raises(ConnectionClosed, match="10 messages were not understood"):
+            for _ in range(20):
+                player.send("nonsense")
+                player.recv()
+    with socket(server) as player:
+        player.recv()
+        with pytest.raises(ConnectionClosed, match="1009"):
+            player.send('{"action": ' + "1" * 1000 + "}")
+            player.recv()
+    monkeypatch.setattr(play, "MESSAGES_PER_S", 5)
+    with socket(server) as player:
+        player.recv()
+        with pytest.raises(ConnectionClosed, match="more than 5 messages a second"):
+            for _ in range(20):
+                player.send('{"action": 1}')
+            for _ in range(20):
+                player.recv()
+
+
+def test_only_so_many_play_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.places = threading.Semaphore(1)
+    with socket(server) as first:
+        first.recv()
+        with socket(server) as second, pytest.raises(ConnectionClosed, match="play already"):
+            second.recv()
+    time.sleep(0.5)
+    with socket(server) as third:
+        assert frame(third.recv())[0] == 0, "a place became free"
+
+
+def test_pages_of_others_and_other_names_of_this_machine_are_refused(server: Server) -> None:
+    url = f"ws://127.0.0.1:{server.port}/play"
+    for headers in ({"Origin": "http://evil.example"}, {"Origin": "http://localhost.evil.example"}):
+        with pytest.raises(InvalidStatus, match="403"), connect(url, additional_headers=headers):
+            pass
+    for path, headers, status in (("", {"Host": "evil.example"}, 403), ("secret", {}, 404)):
+        asked = urllib.request.Request(server.url + path, headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(asked, timeout=10)
+        assert error.value.code == status
+    with urllib.request.urlopen(server.url, timeout=10) as page:
+        text = page.read().decode()
+        assert "<canvas" in text and '"left", "stay", "right"' in text and "{{" not in text
+        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+
+
+def test_it_binds_to_this_machine_alone_unless_told_otherwise(server: Server) -> None:
+    assert server.socket.socket.getsockname()[0] == "127.0.0.1"
+    with pytest.raises(UserError, match=rf"cannot bind to 127\.0\.0\.1:{server.port}"):
+        asked = Asked(model="", port=server.port)
+        taken = object.__new__(Stage)
+        taken.asked = asked
+        Server(taken)
+
+
+CHROME = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+
+
+class Browser:
+    """A real one without a window, driven over its debugging socket."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [CHROME, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
+             f"--user-data-dir={folder}", "about:blank"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        port = self.until(lambda: (folder / "DevToolsActivePort").read_text().split()[0])
+        pages = f"http://127.0.0.1:{port}/json/list"
+        page = self.until(
+            lambda: next(p for p in json.load(urllib.request.urlopen(pages)) if p["type"] == "page")
+        )
+        self.held, self.count = contextlib.ExitStack(), 0
+        self.socket = self.held.enter_context(connect(page["webSocketDebuggerUrl"], max_size=2**24))
+        self.ask("Page.navigate", url=url)
+
+    @staticmethod
+    def until(found, seconds: float = 30.0):
+        """What `found` gives as soon as it does and is true."""
+        for _ in range(int(20 * seconds)):
+            with contextlib.suppress(OSError, IndexError, StopIteration):
+                if value := found():
+                    return value
+            time.sleep(0.05)
+        raise AssertionError("the browser did not get there")
+
+    def ask(self, method: str, **params):
+        self.count += 1
+        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
+        while True:
+            answer = json.loads(self.socket.recv(timeout=30))
+            if answer.get("id") == self.count:
+                return answer["result"]
+
+    def read(self, expression: str):
+        result = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"]
+        return result.get("value")
+
+    def key(self, name: str, kind: str) -> None:
+        self.ask("Input.dispatchKeyEvent", type=kind, key=name)
+
+    def close(self) -> None:
+        self.held.close()
+        self.process.terminate()
+        self.process.wait(timeout=10)
+
+
+SEEN = """(() => {
+  const canvas = document.getElementById("dream"), size = canvas.width;
+  const data = canvas.getContext("2d").getImageData(0, 0, size, size).data;
+  return {frame: Number(document.body.dataset.frame), size, pixels: Array.from(data)};
+})()"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROME, reason="no Chromium on this machine")
+def test_in_a_real_browser_actions_give_frames_and_the_paddle_obeys(
+    server: Server, tmp_path: Path
+) -> None:
+    browser = Browser(server.url, tmp_path)
+
+    def seen() -> tuple[int, np.ndarray]:
+        found = browser.read(SEEN)
+        size = found["size"]
+        return found["frame"], np.array(found["pixels"]).reshape(size, size, 4)[:, :, :3]
+
+    try:
+        browser.until(lambda: browser.read("Number(document.body.dataset.frame)"))
+        for name, way in (("ArrowLeft", -1), ("ArrowRight", 1)):
+            browser.key(name, "keyDown")
+            first, before = seen()
+            browser.until(lambda first=first: seen()[0] >= first + 12)
+            _, after = seen()
+            browser.key(name, "keyUp")
+            assert (paddle(after) - paddle(before)) * way > 2
+        browser.until(lambda: seen()[0] >= 50)
+        facts = browser.read("document.getElementById('facts').textContent")
+        assert "frames per second" in facts and "ms from action to frame" in facts
+        assert browser.read("document.getElementById('why').textContent") == ""
+        browser.key("r", "keyDown")
+        browser.until(lambda: seen()[0] < 10)
+    finally:
+        browser.close()
+
+
+def test_in_the_terminal_keys_steer_and_q_ends(stage: Stage) -> None:
+    typed = iter(["d", "", "", "\x1b[D", "", "x", "r", "q"])
+    written: list[str] = []
+    acted: list[int] = []
+    game = stage.game()
+    act = game.act
+    game.act = lambda action: (acted.append(action), act(action))  # type: ignore[method-assign]
+    in_terminal(game, lambda seconds: next(typed), written.append)
+    assert acted == [1, 2, 2, 2, 0, 0, 0, 0]
+    screen = next(text for text in written if "\u2580" in text)
+    assert screen.count("\u2580") == 2 * 16 * 8 and "frames/s" in screen and "score" in screen
+    assert written[0].startswith("\x1b[2J") and "\x1b[?25h" in written[-1], "the cursor is back"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda run: shutil.rmtree(run), r"holds no model\.json: name the directory of a finished"),
+        (lambda run: (run / "model.json").write_text("{"), r"does not describe a video world"),
+        (lambda run: (run / "model.json").write_text('{"name": "lewm"}'), r"it is a lewm, not one"),
+        (lambda run: (run / "model.safetensors").write_bytes(b"x"), r"missing or damaged"),
+        (lambda run: (run / "config.yaml").unlink(), r"config\.yaml is missing"),
+        (
+            lambda run: (run / "config.yaml").write_text("data: {name: ["),
+            r"does not describe the w",
+        ),
+        (
+            lambda run: edit(run / "config.yaml", "image_size: 16", "image_size: 32"),
+            r"frames of 16",
+        ),
+        (
+            lambda run: edit(run / "model.json", '"condition": 16', '"condition": 32'),
+            r"does not fit",
+        ),
+    ],
+)
+def test_what_is_no_run_of_a_video_world_is_refused(change, says: str, run: Path, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    change(copy)
+    with pytest.raises(UserError, match=says):
+        Stage(Asked(model=str(copy)))
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))

@@ -1,0 +1,121 @@
+"""DIAMOND's steps: what is asked for, what is seen while it is, and dreams that change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import SMALL_PINFALL
+from training.config import compose
+from training.distributed import Processes
+from training.errors import UserError
+from training.recipes import diamond
+from training.recipes.diamond import unrolled
+
+
+def recipe(*overrides: str):
+    return diamond.build(compose([*SMALL_PINFALL, *overrides]), Processes(), torch.device("cpu"))
+
+
+def test_frames_after_the_first_are_asked_for_beside_what_was_told_before() -> None:
+    """The error of frame n stands beside frames that were told, not beside the truth."""
+    made = recipe("data.seq_len=7")
+    x = torch.rand(2, 7, 3, 16, 16) * 2 - 1
+    actions = torch.randint(3, (2, 6))
+    asked: list[tuple[torch.Tensor, ...]] = []
+
+    def loss(frame, seen, done, draw):
+        asked.append((frame, seen, done))
+        return frame.mean(), torch.full_like(frame, len(asked) / 10)
+
+    made.model.loss = loss
+    found = unrolled(made.model, x, actions, torch.arange(2), 0, 0.0)
+    torch.testing.assert_close(found, x[:, 4:].mean(dim=(0, 2, 3, 4)).mean())
+    for count, (frame, seen, done) in enumerate(asked):
+        assert torch.equal(frame, x[:, 4 + count])
+        assert torch.equal(done, actions[:, count : count + 4])
+        for back in range(4):
+            at = count + back  # number of the frame that is seen
+            told = torch.full_like(frame, (at - 3) / 10)
+            assert torch.equal(seen[:, back], x[:, at] if at < 4 else told)
+
+
+def test_noise_of_the_context_is_drawn_for_each_clip_up_to_its_bound() -> None:
+    made = recipe()
+    loud = []
+
+    def loss(frame, seen, done, draw):
+        loud.append(seen.flatten(1).std(dim=1))
+        return frame.mean(), frame
+
+    made.model.loss = loss
+    x, actions = torch.zeros(200, 5, 3, 16, 16), torch.zeros(200, 4, dtype=torch.long)
+    for noise in (0.0, 0.3):
+        unrolled(made.model, x, actions, torch.arange(200), 0, noise)
+    assert loud[0].max() == 0
+    assert 0.25 < loud[1].max() < 0.32 and loud[1].min() < 0.05 and 0.1 < loud[1].mean() < 0.2
+
+
+def test_a_step_learns_and_is_the_same_when_it_is_made_again() -> None:
+    first, again = recipe(), recipe()
+    for made in (first, again):
+        made.losses = [float(made.step(made.data.batch(i))["train/loss"]) for i in range(3)]
+    assert first.losses == again.losses and len(set(first.losses)) == 3
+    ours, theirs = first.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_blind_control_sees_no_action_in_training_or_in_dreams() -> None:
+    made = recipe("recipe.blind=true")
+    seen = []
+    tell = made.model.forward
+
+    def noted(noisy, sigma, context, actions):
+        seen.append(actions)
+        return tell(noisy, sigma, context, actions)
+
+    made.model.forward = noted
+    batch = made.data.batch(0)
+    assert batch["actions"].any()
+    made.step(batch)
+    metrics = made.evaluate(final=True)
+    assert not torch.cat([x.flatten() for x in seen]).any()
+    assert metrics["eval/separation"] == 0 and metrics["eval/delta_psnr"] == 0
+
+
+def test_dreams_send_nothing_back_are_alike_each_time_and_are_drawn(tmp_path: Path) -> None:
+    made = recipe()
+    made.step(made.data.batch(0))
+    before = [p.clone() for p in made.model.parameters()]
+    metrics = made.evaluate(final=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
+    again = made.evaluate()
+    assert all(metrics[name] == value for name, value in again.items())
+    assert {"eval/pairs/error/5", "eval/retrieved/error/5", "eval/fps"} <= metrics.keys()
+    (tmp_path / "figures").mkdir()
+    made.export(tmp_path)
+    assert "<svg" in (tmp_path / "figures" / "dream.svg").read_text()
+
+
+def test_the_published_sizes_are_those_of_the_paper() -> None:
+    """4.4 million parameters of the denoiser."""
+    config = compose(["experiment=diamond/pinfall", "scale=h200"])
+    assert diamond.estimate(config).parameters == pytest.approx(4.4e6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.seq_len=4", r"data\.seq_len=4 must be above model\.context=4"),
+        ("recipe.horizon=21", r"data\.length=24: .* recipe\.horizon=21 more"),
+        ("data.image_size=17", r"data\.image_size=17 must be a multiple of 2"),
+        ("model.actions=5", r"model\.actions=5: the data decides it \(3\)"),
+        ("recipe.context_noise=-1", r"recipe\.context_noise=-1"),
+        ("data.variant=pinball", r"data\.variant.*uniform.*paddle"),
+    ],
+)
+def test_what_cannot_be_is_refused(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        recipe(override)

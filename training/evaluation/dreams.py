@@ -1,0 +1,240 @@
+"""What a world model dreams, beside what the simulator says: one judge for every model and stub.
+
+A dream begins from frames that were seen and goes on by itself, with the actions that were really
+taken. Its errors are those of the state that is read off its frames (pinfall.py), beside
+
+    the last frame seen, over again           the floor that every error is divided by
+    the ball going straight on                which is right until it meets something
+    what is read off true frames              the least error that could be measured
+
+The first two are worlds too (stub_worlds.py), and are judged by the same code.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from models.worlds.video.world import WorldModel
+from training.data.config_worlds import Variant
+from training.data.pinfall import Clips
+from training.envs.pinfall import ACTIONS, PLATE_HALF, SIZE, STRIDE, frame_of, is_open
+from training.evaluation.pinfall import (
+    ALIVE,
+    Parsed,
+    first_turn,
+    foreground_psnr,
+    parse,
+    psnr,
+    turned,
+)
+
+HORIZONS = 1, 5, 10, 20, 30
+APART = 8  # frames of the same action, for what an action changes
+LATE = 1.5  # frames by which a turn may be off
+CHUNK = 64  # dreams at once
+TIMED, WARM = 40, 5  # frames whose latency is taken, and those before them
+
+
+class Exam(NamedTuple):
+    """What a model is asked: clips whose first `context` frames it sees."""
+
+    clips: Clips
+    frames: Float[Tensor, "n t 3 s s"]
+    context: int
+    variant: Variant
+
+    @property
+    def ahead(self) -> int:
+        return self.frames.shape[1] - self.context
+
+
+@torch.no_grad()
+def dream(
+    world: WorldModel,
+    seen: Float[Tensor, "n c 3 s s"],
+    actions: Int64[Tensor, "n c+h-1"],
+    first: int = 0,
+    seed: int = 0,
+) -> Float[Tensor, "n h 3 s s"]:
+    """The frames that follow, one for each action from the last of `seen` on.
+
+    Args:
+        first: number of the first episode; what noise there is depends on it.
+    """
+    context, parts = seen.shape[1], []
+    for start in range(0, len(seen), CHUNK):
+        rows = slice(start, start + CHUNK)
+        episodes = first + torch.arange(len(seen), device=seen.device)[rows]
+        cache = world.init_cache(seen[rows], actions[rows, : context - 1], episodes, seed)
+        drawn = []
+        for action in actions[rows, context - 1 :].unbind(1):
+            frame, cache = world.step(cache, action)
+            drawn.append(frame)
+        parts.append(torch.stack(drawn, dim=1))
+    return torch.cat(parts)
+
+
+def judge(world: WorldModel, exam: Exam) -> tuple[dict[str, float], dict[str, list[float]], Tensor]:
+    """Errors of a dream by horizon, and what else is to be asked of one.
+
+    Returns:
+        Metrics; series over the horizon; the dream.
+    """
+    clips, context, ahead = exam.clips, exam.context, exam.ahead
+    device = exam.frames.device
+    seen, truth = exam.frames[:, :context], exam.frames[:, context:]
+    actions = torch.from_numpy(clips.actions).to(device)
+    hue = torch.from_numpy(clips.hue[:, 0]).to(device)
+    told = dream(world, seen, actions)
+    read, true, begun = (parse(frames, hue) for frames in (told, truth, seen))
+    x = torch.from_numpy(clips.x).to(device)
+    ball, start = x[:, context:], x[:, context - 1 : context]
+
+    def error(guess: Tensor) -> Tensor:
+        return (guess - ball).norm(dim=-1).mean(-1)  # [n, h]
+
+    steps = torch.arange(1, ahead + 1, device=device)[:, None, None]
+    speed = (begun.ball[:, -1] - begun.ball[:, -2])[:, None]
+    errors = {
+        "error": error(read.ball),
+        "copy": error(start.expand_as(ball)),
+        "straight": error(begun.ball[:, -1:] + steps * speed),
+        "parser": error(true.ball),
+    }
+    series = {name: value.mean(0).tolist() for name, value in errors.items()}
+    found: dict[str, float] = {}
+    met = turned(torch.from_numpy(clips.v[:, context - 1 :]).to(device)).any(-1)
+    bounced = met.cumsum(1) > 0  # [n, h]: by then
+    for h in (h for h in HORIZONS if h <= ahead):
+        found |= {f"{name}/{h}": curve[h - 1] for name, curve in series.items()}
+        found[f"over_copy/{h}"] = series["error"][h - 1] / series["copy"][h - 1]
+        if (rows := bounced[:, h - 1]).any():
+            for name in ("error", "straight"):
+                found[f"bounced/{name}/{h}"] = errors[name][rows, h - 1].mean().item()
+    found |= shape(read, true, begun, ahead)
+    found |= physics(read, true, exam, met)
+    series["psnr"], series["foreground_psnr"] = (
+        measure(told, truth).tolist() for measure in (psnr, foreground_psnr)
+    )
+    copied = psnr(seen[:, -1:].expand_as(truth), truth)
+    for h in (h for h in HORIZONS if h <= ahead):
+        found[f"psnr/{h}"] = series["psnr"][h - 1]
+        found[f"foreground_psnr/{h}"] = series["foreground_psnr"][h - 1]
+        found[f"psnr_over_copy/{h}"] = series["psnr"][h - 1] - copied[h - 1].item()
+    if is_open(exam.variant):
+        found |= steered(world, exam, read, true)
+    return found, series, told
+
+
+def shape(read: Parsed, true: Parsed, begun: Parsed, ahead: int) -> dict[str, float]:
+    """How many balls still have their size."""
+    ratio = read.area / begun.area[:, -1:]
+    alive = ((ratio >= ALIVE[0]) & (ratio <= ALIVE[1])).float().mean((0, 2))
+    return {f"alive/{h}": alive[h - 1].item() for h in HORIZONS if h <= ahead}
+
+
+def physics(read: Parsed, true: Parsed, exam: Exam, met: Tensor) -> dict[str, float]:
+    """Whether energy is kept, and contacts happen when they should; of the first ball."""
+    frame, context = frame_of(exam.variant), exam.context
+    x, v = (
+        torch.from_numpy(part[:, context - 1 :, 0]).to(read.ball)
+        for part in (exam.clips.x, exam.clips.v)
+    )
+
+    def energy(place: Tensor, speed: Tensor) -> Tensor:
+        return speed.square().sum(-1) / 2 + frame.gravity * (frame.bottom - place[:, 1])
+
+    found, before = {}, energy(x[:, 0], v[:, 0])
+    x, h = x[:, 1:], min(20, exam.ahead - 1)
+    if h > 1:
+        free = ~met[:, h - 1 : h + 1].any(1)  # nothing is met around that frame
+        both = (("energy_drift", read), ("parser_energy_drift", true)) if free.any() else ()
+        for name, parsed in both:
+            path = parsed.ball[:, :, 0]
+            now = energy(path[:, h - 1], (path[:, h] - path[:, h - 2]) / 2)
+            found[name] = (now / before - 1).abs()[free].median().item()
+    wanted, told = first_turn(x), first_turn(read.ball[:, :, 0])
+    turns = wanted.isfinite()
+    if turns.any():
+        off = (told - wanted).abs()[turns]
+        found["turns_in_time"] = (off <= LATE).float().mean().item()
+        found["turns_missed"] = (~told[turns].isfinite()).float().mean().item()
+    return found
+
+
+def steered(world: WorldModel, exam: Exam, read: Parsed, true: Parsed) -> dict[str, float]:
+    """Whether the paddle does what it is told."""
+    clips, context = exam.clips, exam.context
+    device = exam.frames.device
+    hue = torch.from_numpy(clips.hue[:, 0]).to(device)
+    seen = exam.frames[:, :context]
+    actions = torch.from_numpy(clips.actions).to(device)
+    found, apart = {}, min(APART, exam.ahead)
+    off = (read.plate - torch.from_numpy(clips.plate[:, context:]).to(device)).abs().mean(0)
+    found |= {f"plate/{h}": off[h - 1].item() for h in HORIZONS if h <= len(off)}
+
+    def always(action: int) -> Tensor:
+        """Where the paddle is after the same action, `apart` times over."""
+        after = torch.full((len(seen), apart), action, device=device)
+        frames = dream(world, seen, torch.cat([actions[:, : context - 1], after], dim=1))
+        return parse(frames[:, -1:], hue).plate[:, 0]
+
+    plate = torch.from_numpy(clips.plate[:, context - 1]).to(device)
+    left, right = (
+        (plate + side * apart * STRIDE).clamp(PLATE_HALF, SIZE - PLATE_HALF) for side in (-1, 1)
+    )
+    found["separation"] = ((always(2) - always(0)).mean() / (right - left).mean()).item()
+
+    # The frames after other actions, drawn with the same noise, are worse by so many decibels.
+    short = min(4, exam.ahead)
+    rng = np.random.default_rng(0)
+    other = torch.from_numpy(rng.integers(ACTIONS, size=(len(seen), short))).to(device)
+    truth = exam.frames[:, context : context + short]
+    given = [actions[:, context - 1 : context - 1 + short], other]
+    worth = [
+        psnr(dream(world, seen, torch.cat([actions[:, : context - 1], after], 1)), truth)[-1]
+        for after in given
+    ]
+    found["delta_psnr"] = (worth[0] - worth[1]).item()
+
+    def obeyed(parsed: Parsed) -> float:
+        """How often the paddle's move between two frames says which action it was."""
+        move = parsed.plate.diff(dim=1)
+        said = 1 + torch.where(move.abs() > STRIDE / 2, move.sign(), 0.0).long()
+        done = actions[:, context : context + said.shape[1]]
+        exact = torch.from_numpy(clips.plate[:, context:]).to(device).diff(dim=1)
+        free = (exact - STRIDE * (done - 1)).abs() < 1e-3  # no border held it
+        return (said == done)[free].float().mean().item()
+
+    found["actions_read"], found["actions_read_truth"] = obeyed(read), obeyed(true)
+    return found
+
+
+def latency(world: WorldModel, exam: Exam) -> dict[str, float]:
+    """Frames per second of one dream alone, and how long an action takes to become a frame."""
+    clips, context = exam.clips, exam.context
+    device = exam.frames.device
+    actions = torch.from_numpy(clips.actions[:1]).to(device)
+    cache = world.init_cache(
+        exam.frames[:1, :context], actions[:, : context - 1], torch.zeros(1, dtype=torch.long)
+    )
+    took = []
+    for count in range(WARM + TIMED):
+        began = time.perf_counter()
+        frame, cache = world.step(cache, actions[:, count % actions.shape[1]])
+        frame[0].mul(255).byte().cpu()
+        if count >= WARM:
+            took.append(time.perf_counter() - began)
+    half, most, worst = np.percentile(took, [50, 95, 99]) * 1e3
+    return {
+        "fps": 1 / float(np.mean(took)),
+        "latency_ms/p50": float(half),
+        "latency_ms/p95": float(most),
+        "latency_ms/p99": float(worst),
+    }

@@ -1,0 +1,176 @@
+"""What recipes of models that draw a world share: frames, weights, and how dreams are judged.
+
+A recipe gives `loss(frames, actions)` and a model that is a `WorldModel`. At every evaluation the
+model dreams on from held-out clips, and what can be read off its frames is compared with the state
+of the simulator (training/evaluation/dreams.py); the last evaluation adds other balls than were
+trained on (`recipe.splits`), the clip of the training data that is most alike, and latency.
+
+`recipe.blind` replaces every action by 0, in training and in dreams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.worlds.video.world import WorldModel
+from training.data.config_worlds import Split
+from training.data.pinfall import Clips, PinfallData
+from training.distributed import Processes
+from training.envs.pinfall import see
+from training.evaluation.dreams import Exam, judge, latency
+from training.evaluation.film_figures import dream_film
+from training.evaluation.stub_worlds import Retrieval
+from training.exchange import write_model
+from training.files import write_atomic
+from training.recipes.config_worlds import VideoWorldConfig
+from training.schema import TrainConfig
+from training.seeding import torch_generator
+from training.torch_step import Batch, TorchStep, build_on
+
+FRAMEWORK = "torch"
+BANK = 2000  # clips of the training data that are searched for one that is alike
+OTHER = "error/", "over_copy/", "alive/"  # what is told of other balls than were trained on
+SHOWN, EVERY = 3, 3  # clips that are drawn, and which of their frames
+
+
+class Blind:
+    """A world whose actions are all 0."""
+
+    def __init__(self, world: WorldModel) -> None:
+        self.world, self.context = world, world.context
+
+    def init_cache(self, frames: Tensor, actions: Tensor, episodes: Tensor, seed: int = 0) -> Any:
+        return self.world.init_cache(frames, torch.zeros_like(actions), episodes, seed)
+
+    def step(self, cache: Any, action: Tensor) -> tuple[Tensor, Any]:
+        return self.world.step(cache, torch.zeros_like(action))
+
+
+class VideoWorldTraining:
+    """Trains one model that is asked for the next frame.
+
+    Args:
+        build: the model, on whatever device is current; it has `initialise(generator)`.
+    """
+
+    framework = FRAMEWORK
+    unit = "frames"
+    remedy = "Lower optim.lr, or set optim.clip_norm"
+    alarm: str | None = None
+    model: Any
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: PinfallData,
+        processes: Processes,
+        device: torch.device,
+        build: Callable[[], nn.Module],
+        flops_per_step: float,
+    ) -> None:
+        assert isinstance(config.recipe, VideoWorldConfig)
+        self.config, self.objective, self.data = config, config.recipe, data
+        self.processes, self.flops_per_step = processes, flops_per_step
+        self.units_per_step = data.config.batch_size * data.config.seq_len
+        self.model = build_on(device, build, self.initialise)
+        self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.trainer = TorchStep(
+            self.model, [], config.optim, config.scale, processes, config.loop.steps
+        )
+        self.found: dict[str, Any] = {}
+
+    def initialise(self, model: Any) -> None:
+        device = next(model.parameters()).device
+        model.initialise(torch_generator(self.config.seed, "init", device=device))
+
+    def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
+        """Of clips [b, T, c, s, s] in [0, 1] and the actions [b, T-1] between their frames.
+
+        Args:
+            rows: [b] a number of each clip's own, in all of the run.
+        """
+        raise NotImplementedError
+
+    def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
+        self.model.train()
+        size = self.data.config.batch_size
+        rows = self.data.mine(self.trainer.count * size + np.arange(size))
+        return self.trainer.update(batch | {"row": rows}, self.batch_loss)
+
+    def batch_loss(self, batch: Batch) -> Tensor:
+        actions = batch["actions"]
+        if self.objective.blind:
+            actions = torch.zeros_like(actions)
+        return self.loss(self.see(batch), actions, batch["row"])
+
+    def see(self, parts: Batch) -> Tensor:
+        """Frames [b, T, 3, s, s] in [0, 1]."""
+        return see(parts, self.data.config.variant, self.data.config.image_size).float()
+
+    def watch(self, clips: Clips) -> Tensor:
+        """The same of held-out clips."""
+        names = ("x", "radius", "hue", "plate")
+        device = self.trainer.device
+        return self.see({k: torch.from_numpy(getattr(clips, k)).to(device) for k in names})
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Inside, the model has its (averaged) weights in full, in every process."""
+        self.model.eval()
+        with self.trainer.averaged_weights(), ExitStack() as stack:
+            if self.trainer.sharded:
+                self.model.unshard()
+                stack.callback(self.model.reshard)
+            yield
+
+    def exam(self, split: Split = Split.shown) -> Exam:
+        context = self.model.context
+        clips = self.data.heldout(self.objective.dreams, context + self.objective.horizon, split)
+        return Exam(clips, self.watch(clips), context, self.data.config.variant)
+
+    @torch.no_grad()
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """Errors of dreams; those on other balls, retrieval and latency too, if `final`."""
+        exam = self.exam()
+        with self.whole_model():
+            world = Blind(self.model) if self.objective.blind else self.model
+            found, series, told = judge(world, exam)
+            if final:
+                for split in self.objective.splits:
+                    other, _, _ = judge(world, self.exam(split))
+                    found |= {f"{split}/{k}": v for k, v in other.items() if k.startswith(OTHER)}
+                found |= latency(world, exam)
+        if final:
+            known = self.watch(self.data.bank(BANK, exam.frames.shape[1]))
+            other, _, _ = judge(Retrieval(known, exam.context), exam)
+            found |= {f"retrieved/{k}": v for k, v in other.items() if k.startswith("error/")}
+        self.found["series"] = series
+        truth = exam.frames[:SHOWN, exam.context - 1 :]
+        self.film = truth[:, ::EVERY], torch.cat([truth[:, :1], told[:SHOWN]], dim=1)[:, ::EVERY]
+        return {f"eval/{name}": value for name, value in found.items()}
+
+    def summary(self) -> dict[str, Any]:
+        return {"parameters": self.parameters, **self.found}
+
+    @torch.no_grad()
+    def export(self, directory: Path) -> None:
+        """The model, and a strip of dreams beside the truth."""
+        weights = self.trainer.full_weights()
+        if not self.processes.is_main:
+            return
+        write_model(directory, weights, self.model.config)
+        truth, told = (x.permute(0, 1, 3, 4, 2).cpu().numpy() for x in self.film)
+        write_atomic(directory / "figures" / "dream.svg", dream_film(truth, told, EVERY))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state_dict(state)
