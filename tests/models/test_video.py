@@ -147,6 +147,14 @@ def test_a_cache_is_a_value_and_noise_is_of_the_episode_and_the_frame() -> None:
     torch.testing.assert_close(levels, levels.round(), atol=1e-3, rtol=0)
 
 
+def test_any_widths_make_a_network_that_gives_frames_of_its_size() -> None:
+    for widths in ([8], [48, 64], [20, 33, 7]):
+        model = diamond(widths=widths, attention=False)
+        frames, actions = clip(4)
+        found = model(frames[:, 0], torch.ones(2), frames, torch.cat([actions, actions[:, :1]], 1))
+        assert found.shape == frames[:, 0].shape
+
+
 def test_more_steps_and_less_noise_are_what_the_configuration_says() -> None:
     calls: list[float] = []
     model, (frames, actions) = diamond(steps=5), clip(4)
@@ -197,6 +205,7 @@ def test_actions_outside_the_set_are_refused() -> None:
         ({"widths": []}, r"model\.widths=\[\]"),
         ({"condition": 60}, r"model\.condition=60 must be a multiple of 2 model\.context=8"),
         ({"sigma_max": 0.001}, r"model\.sigma_max=0\.001 must be above model\.sigma_min"),
+        ({"widths": [8, 12]}, r"model\.widths=\[8, 12\]: with model\.attention .* multiple of 8"),
         ({"steps": 0}, r"model\.steps=0 must be at least 1"),
     ],
 )

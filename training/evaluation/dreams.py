@@ -80,8 +80,13 @@ def dream(
     return torch.cat(parts)
 
 
-def judge(world: WorldModel, exam: Exam) -> tuple[dict[str, float], dict[str, list[float]], Tensor]:
+def judge(
+    world: WorldModel, exam: Exam, steering: bool = True
+) -> tuple[dict[str, float], dict[str, list[float]], Tensor]:
     """Errors of a dream by horizon, and what else is to be asked of one.
+
+    Args:
+        steering: ask, with more dreams, whether the paddle obeys.
 
     Returns:
         Metrics; series over the horizon; the dream.
@@ -127,7 +132,7 @@ def judge(world: WorldModel, exam: Exam) -> tuple[dict[str, float], dict[str, li
         found[f"psnr/{h}"] = series["psnr"][h - 1]
         found[f"foreground_psnr/{h}"] = series["foreground_psnr"][h - 1]
         found[f"psnr_over_copy/{h}"] = series["psnr"][h - 1] - copied[h - 1].item()
-    if is_open(exam.variant):
+    if steering and is_open(exam.variant):
         found |= steered(world, exam, read, true)
     return found, series, told
 

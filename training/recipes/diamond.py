@@ -109,11 +109,11 @@ def check(config: TrainConfig) -> None:
             f"data.length={data.length}: a dream has model.context={model.context} frames that are "
             f"seen and recipe.horizon={recipe.horizon} more; raise it, or lower these"
         )
-    halved = 2 ** (len(model.widths) - 1)
+    halved = model.patch * 2 ** (len(model.widths) - 1)
     if data.image_size % halved:
         raise UserError(
-            f"data.image_size={data.image_size} must be a multiple of {halved}, for the "
-            f"{len(model.widths)} levels of model.widths"
+            f"data.image_size={data.image_size} must be a multiple of {halved}, for patches of "
+            f"model.patch={model.patch} and the {len(model.widths)} levels of model.widths"
         )
 
 

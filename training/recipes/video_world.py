@@ -144,12 +144,12 @@ class VideoWorldTraining:
             found, series, told = judge(world, exam)
             if final:
                 for split in self.objective.splits:
-                    other, _, _ = judge(world, self.exam(split))
+                    other, _, _ = judge(world, self.exam(split), steering=False)
                     found |= {f"{split}/{k}": v for k, v in other.items() if k.startswith(OTHER)}
                 found |= latency(world, exam)
         if final:
             known = self.watch(self.data.bank(BANK, exam.frames.shape[1]))
-            other, _, _ = judge(Retrieval(known, exam.context), exam)
+            other, _, _ = judge(Retrieval(known, exam.context), exam, steering=False)
             found |= {f"retrieved/{k}": v for k, v in other.items() if k.startswith("error/")}
         self.found["series"] = series
         truth = exam.frames[:SHOWN, exam.context - 1 :]

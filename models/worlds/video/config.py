@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from models.config import ModelConfig
 
+HEAD = 8  # width of a head of attention
+
 
 @dataclass
 class DiamondConfig(ModelConfig):
@@ -17,6 +19,8 @@ class DiamondConfig(ModelConfig):
     "Frames that it sees, each with the action after it."
     widths: list[int] = field(default_factory=lambda: [16, 32, 64])
     "Channels of the levels, each of half the height and width of the one before."
+    patch: int = 1
+    "Pixels are gathered into squares of this side first, and told apart again at the end."
     depth: int = 1
     "Residual blocks of a level, on the way down; one more on the way up."
     attention: bool = True
@@ -51,12 +55,17 @@ class DiamondConfig(ModelConfig):
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"model.widths={self.widths} must be one width or more, from 1 on")
-        for key in ("context", "depth", "condition", "steps"):
+        for key in ("context", "patch", "depth", "condition", "steps"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
         for key in ("sigma_data", "sigma_spread", "sigma_min", "rho"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be above 0")
+        if self.attention and self.widths[-1] % HEAD:
+            raise ValueError(
+                f"model.widths={self.widths}: with model.attention the last must be a multiple of "
+                f"{HEAD}"
+            )
         if self.sigma_offset < 0:
             raise ValueError(f"model.sigma_offset={self.sigma_offset} must be 0 or more")
         if self.sigma_max <= self.sigma_min:

@@ -36,7 +36,7 @@ from models.worlds.initialise import init_uniform
 from models.worlds.video.config import DiamondConfig
 from models.worlds.video.edm import karras_grid, precondition
 from models.worlds.video.noise import normal
-from models.worlds.video.unet import Residual, SelfAttention, UNet
+from models.worlds.video.unet import Residual, SelfAttention, UNet, groups_of
 from models.worlds.video.world import check_actions, check_seen
 
 LOUDEST = 20.0  # noise in training
@@ -66,10 +66,11 @@ class Diamond(nn.Module):
         self.frequencies = nn.Buffer(torch.empty(e // 2))
         self.action = nn.Embedding(config.actions, e // config.context)
         self.condition = nn.Sequential(nn.Linear(e, e), nn.SiLU(), nn.Linear(e, e))
-        self.enter = nn.Conv2d((config.context + 1) * config.channels, wide, 3, padding=1)
+        pixels = config.channels * config.patch**2
+        self.enter = nn.Conv2d((config.context + 1) * pixels, wide, 3, padding=1)
         self.unet = UNet(config.widths, config.depth, e, config.attention)
-        self.norm = nn.GroupNorm(max(1, wide // 32), wide)
-        self.leave = nn.Conv2d(wide, config.channels, 3, padding=1)
+        self.norm = nn.GroupNorm(groups_of(wide), wide)
+        self.leave = nn.Conv2d(wide, pixels, 3, padding=1)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
@@ -99,8 +100,10 @@ class Diamond(nn.Module):
         phase = 2 * math.pi * scales.noise[:, None] * self.frequencies
         told = torch.cat([phase.cos(), phase.sin()], dim=1) + self.action(actions).flatten(1)
         into = [seen.flatten(1, 2) / config.sigma_data, scales.into[:, None, None, None] * noisy]
-        x = self.unet(self.enter(torch.cat(into, dim=1)), self.condition(told))
-        return self.leave(F.silu(self.norm(x)))
+        x = F.pixel_unshuffle(torch.cat(into, dim=1), config.patch)
+        x = self.enter(x.contiguous(memory_format=torch.channels_last))
+        x = self.unet(x, self.condition(told))
+        return F.pixel_shuffle(self.leave(F.silu(self.norm(x))), config.patch)
 
     def denoise(
         self,

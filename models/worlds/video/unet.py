@@ -21,9 +21,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kernels.attention.op import attention
+from models.worlds.video.config import HEAD
 
 GROUP = 32  # channels of a group
-HEAD = 8  # width of a head
+
+
+def groups_of(channels: int) -> int:
+    """As many groups of `GROUP` channels or a few more as divide them."""
+    return next(n for n in range(max(1, channels // GROUP), 0, -1) if channels % n == 0)
 
 
 class AdaptiveNorm(nn.Module):
@@ -31,7 +36,7 @@ class AdaptiveNorm(nn.Module):
 
     def __init__(self, channels: int, condition: int) -> None:
         super().__init__()
-        self.groups = max(1, channels // GROUP)
+        self.groups = groups_of(channels)
         self.linear = nn.Linear(condition, 2 * channels)
 
     def forward(self, x: Float[Tensor, "b c h w"], e: Float[Tensor, "b e"]) -> Tensor:
@@ -44,7 +49,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(max(1, channels // GROUP), channels)
+        self.norm = nn.GroupNorm(groups_of(channels), channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
