@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from models.worlds.video.diamond import Diamond
+from models.worlds.video.outcome import outcome_loss, steps_of
 from tests.helpers import SMALL_PINFALL
 from training.config import compose
+from training.data.pinfall import cut
 from training.distributed import Processes
 from training.errors import UserError
+from training.evaluation.dreams import outcomes
 from training.recipes import diamond
 from training.recipes.diamond import unrolled
 
@@ -102,7 +107,32 @@ def test_dreams_send_nothing_back_are_alike_each_time_and_are_drawn(tmp_path: Pa
 def test_the_published_sizes_are_those_of_the_paper() -> None:
     """4.4 million parameters of the denoiser."""
     config = compose(["experiment=diamond/pinfall", "scale=h200"])
-    assert diamond.estimate(config).parameters == pytest.approx(4.4e6, rel=0.02)
+    with torch.device("meta"):
+        model = Diamond(diamond.fill_shapes(config))
+    own = sum(p.numel() for p in model.parameters())
+    beside = sum(p.numel() for p in model.outcomes.parameters())
+    assert own - beside == pytest.approx(4.4e6, rel=0.01)
+    assert diamond.estimate(config).parameters == own
+
+
+def test_rewards_and_ends_are_learned_from_true_frames_and_bend_nothing_else() -> None:
+    made = recipe("data.worlds=128")
+    clips = made.data.draw_round(0)[0]
+    worth = np.argwhere(clips.rewards[:, 1:] != 0)  # so that every step of these clips is
+    clips = cut(clips, worth[~clips.begins[worth[:, 0], worth[:, 1] + 1]], 3)
+    assert min((clips.rewards[:, 1] > 0).sum(), (clips.rewards[:, 1] < 0).sum()) > 5
+    given = made.exam()._replace(clips=clips, frames=made.watch(clips))
+    actions = torch.from_numpy(clips.actions)
+    wanted = [torch.from_numpy(getattr(clips, k)[:, 1:].flatten()) for k in ("rewards", "ends")]
+    own = torch.optim.Adam(made.model.outcomes.parameters(), lr=3e-3)
+    for _ in range(100):
+        own.zero_grad()
+        outcome_loss(*made.model.outcome(*steps_of(given.frames, actions)), *wanted).backward()
+        own.step()
+    for name, parameter in made.model.named_parameters():
+        assert (parameter.grad is not None) == name.startswith("outcomes."), name
+    found = outcomes(made.model, given)
+    assert all(found[f"{kind}/found"] > 0.8 for kind in ("hits", "misses", "ends")), found
 
 
 @pytest.mark.parametrize(
@@ -110,7 +140,7 @@ def test_the_published_sizes_are_those_of_the_paper() -> None:
     [
         ("data.seq_len=4", r"data\.seq_len=4 must be above model\.context=4"),
         ("recipe.horizon=21", r"data\.length=24: .* recipe\.horizon=21 more"),
-        ("data.image_size=17", r"data\.image_size=17 must be a multiple of 2"),
+        ("data.image_size=20", r"data\.image_size=20 must be a multiple of 8"),
         ("model.actions=5", r"model\.actions=5: the data decides it \(3\)"),
         ("recipe.context_noise=-1", r"recipe\.context_noise=-1"),
         ("data.variant=pinball", r"data\.variant.*uniform.*paddle"),

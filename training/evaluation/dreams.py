@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from models.worlds.video.outcome import BEFORE, steps_of
 from models.worlds.video.world import WorldModel
 from training.data.config_worlds import Variant
 from training.data.pinfall import Clips
@@ -218,6 +219,29 @@ def steered(world: WorldModel, exam: Exam, read: Parsed, true: Parsed) -> dict[s
         return (said == done)[free].float().mean().item()
 
     found["actions_read"], found["actions_read_truth"] = obeyed(read), obeyed(true)
+    return found
+
+
+def outcomes(world: WorldModel, exam: Exam) -> dict[str, float]:
+    """How many rewards and ends are found between true frames, and how many of those told are."""
+    if not is_open(exam.variant):
+        return {}
+    actions = torch.from_numpy(exam.clips.actions).to(exam.frames.device)
+    parts = zip(*(x.split(8 * CHUNK) for x in steps_of(exam.frames, actions)), strict=True)
+    told = [world.outcome(*part) for part in parts]
+    signs, ends = (torch.cat(x).argmax(1).cpu().numpy() for x in zip(*told, strict=True))
+    reward, end = (x[:, BEFORE - 1 :].flatten() for x in (exam.clips.rewards, exam.clips.ends))
+    found = {}
+    for name, said, true in (
+        ("hits", signs == 2, reward > 0),
+        ("misses", signs == 0, reward < 0),
+        ("ends", ends == 1, end),
+    ):
+        right = float((said & true).sum())
+        if true.any():
+            found[f"{name}/found"] = right / float(true.sum())
+        if said.any():
+            found[f"{name}/true"] = right / float(said.sum())
     return found
 
 

@@ -14,12 +14,16 @@ data.seq_len = context + 1 is one frame at a time, as for Atari; CS:GO had four.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from models.worlds.video.config import DiamondConfig
 from models.worlds.video.diamond import Diamond
 from models.worlds.video.noise import normal
+from models.worlds.video.outcome import BEFORE, outcome_loss, steps_of
+from models.worlds.video.outcome import LEVELS as OUTCOME_LEVELS
 from training.data.config_worlds import PinfallConfig
 from training.data.pinfall import PinfallData
 from training.distributed import Processes
@@ -104,16 +108,22 @@ def check(config: TrainConfig) -> None:
             f"data.seq_len={data.seq_len} must be above model.context={model.context}: a clip has "
             "frames that are seen, and those that are asked for"
         )
+    if model.context < BEFORE:
+        raise UserError(
+            f"model.context={model.context}: rewards are told from {BEFORE} frames before a step, "
+            "give as many or more"
+        )
     if data.length < model.context + recipe.horizon:
         raise UserError(
             f"data.length={data.length}: a dream has model.context={model.context} frames that are "
             f"seen and recipe.horizon={recipe.horizon} more; raise it, or lower these"
         )
-    halved = model.patch * 2 ** (len(model.widths) - 1)
+    halved = math.lcm(model.patch * 2 ** (len(model.widths) - 1), 2 ** (OUTCOME_LEVELS - 1))
     if data.image_size % halved:
         raise UserError(
             f"data.image_size={data.image_size} must be a multiple of {halved}, for patches of "
-            f"model.patch={model.patch} and the {len(model.widths)} levels of model.widths"
+            f"model.patch={model.patch}, the {len(model.widths)} levels of model.widths and the "
+            f"{OUTCOME_LEVELS} of what tells rewards"
         )
 
 
@@ -142,7 +152,9 @@ def estimate(config: TrainConfig) -> Estimate:
             seen, done = x[:, first : first + n], actions[:, first : first + n]
             noise = torch.zeros(rows, device="meta")
             total = total + model(x[:, 0], noise, seen, done).square().mean()
-        return total
+        signs, ends = model.outcome(*steps_of(x, actions))
+        nothing = torch.zeros(len(signs), device="meta")
+        return total + outcome_loss(signs, ends, nothing, nothing)
 
     return torch_estimate(
         model, loss, rows, config, data.batch_size * data.seq_len, DiamondTraining.unit

@@ -1,9 +1,11 @@
 """What recipes of models that draw a world share: frames, weights, and how dreams are judged.
 
-A recipe gives `loss(frames, actions)` and a model that is a `WorldModel`. At every evaluation the
-model dreams on from held-out clips, and what can be read off its frames is compared with the state
-of the simulator (training/evaluation/dreams.py); the last evaluation adds other balls than were
-trained on (`recipe.splits`), the clip of the training data that is most alike, and latency.
+A recipe gives `loss(frames, actions, rows)` and a model that is a `WorldModel`. Beside it the model
+learns, with weights of their own, what a step is worth and whether it was the last. At every
+evaluation the model dreams on from held-out clips, and what can be read off its frames is compared
+with the state of the simulator (training/evaluation/dreams.py); the last evaluation adds other
+balls than were trained on (`recipe.splits`), the clip of the training data that is most alike, and
+latency.
 
 `recipe.blind` replaces every action by 0, in training and in dreams.
 """
@@ -19,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.worlds.video.outcome import BEFORE, outcome_loss, steps_of
 from models.worlds.video.world import WorldModel
 from training.data.config_worlds import Split
 from training.data.pinfall import Clips, PinfallData
 from training.distributed import Processes
 from training.envs.pinfall import see
-from training.evaluation.dreams import Exam, judge, latency
+from training.evaluation.dreams import Exam, judge, latency, outcomes
 from training.evaluation.film_figures import dream_film
 from training.evaluation.stub_worlds import Retrieval
 from training.exchange import write_model
@@ -51,6 +54,9 @@ class Blind:
 
     def step(self, cache: Any, action: Tensor) -> tuple[Tensor, Any]:
         return self.world.step(cache, torch.zeros_like(action))
+
+    def outcome(self, before: Tensor, action: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        return self.world.outcome(before, torch.zeros_like(action), after)
 
 
 class VideoWorldTraining:
@@ -84,6 +90,10 @@ class VideoWorldTraining:
         self.trainer = TorchStep(
             self.model, [], config.optim, config.scale, processes, config.loop.steps
         )
+        if self.trainer.sharded:
+            from torch.distributed.fsdp import register_fsdp_forward_method
+
+            register_fsdp_forward_method(self.model, "outcome")
         self.found: dict[str, Any] = {}
 
     def initialise(self, model: Any) -> None:
@@ -108,7 +118,11 @@ class VideoWorldTraining:
         actions = batch["actions"]
         if self.objective.blind:
             actions = torch.zeros_like(actions)
-        return self.loss(self.see(batch), actions, batch["row"])
+        frames = self.see(batch)
+        loss = self.loss(frames, actions, batch["row"])
+        told = self.model.outcome(*steps_of(frames, actions))
+        wanted = (batch[name][:, BEFORE - 1 :].flatten() for name in ("rewards", "ends"))
+        return loss + outcome_loss(*told, *wanted)
 
     def see(self, parts: Batch) -> Tensor:
         """Frames [b, T, 3, s, s] in [0, 1]."""
@@ -142,6 +156,7 @@ class VideoWorldTraining:
         with self.whole_model():
             world = Blind(self.model) if self.objective.blind else self.model
             found, series, told = judge(world, exam)
+            found |= outcomes(world, exam)
             if final:
                 for split in self.objective.splits:
                     other, _, _ = judge(world, self.exam(split), steering=False)

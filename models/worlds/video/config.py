@@ -27,6 +27,8 @@ class DiamondConfig(ModelConfig):
     "Two residual blocks with self-attention at the bottom."
     condition: int = 64
     "Width of what blocks are told of the noise and the actions."
+    outcome_width: int = 16
+    "Channels of the network that tells rewards and ends (Atari: 32)."
     sigma_data: float = 0.5
     "Standard deviation of a pixel, in [-1, 1]."
     sigma_offset: float = 0.1
@@ -55,7 +57,7 @@ class DiamondConfig(ModelConfig):
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"model.widths={self.widths} must be one width or more, from 1 on")
-        for key in ("context", "patch", "depth", "condition", "steps"):
+        for key in ("context", "patch", "depth", "condition", "steps", "outcome_width"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
         for key in ("sigma_data", "sigma_spread", "sigma_min", "rho"):

@@ -11,7 +11,8 @@ pixels in [-1, 1]; nothing but the last `context` of them is remembered:
     D          = c_skip noisy + c_out F, cut to [-1, 1] and rounded to 8 bits
 
 Action a_i is what was done after frame i, and leads to frame i + 1. A frame is drawn by Euler steps
-along the noise levels of EDM (edm.py).
+along the noise levels of EDM (edm.py). What a step is worth is told by a network of its own
+(outcome.py).
 
 What differs from the published code, each a key of its own: noise begins at sigma_max and not at 1
 (`unit_start`), 8 bits are reached by rounding and not by cutting off, and the context may be noisy
@@ -36,6 +37,7 @@ from models.worlds.initialise import init_uniform
 from models.worlds.video.config import DiamondConfig
 from models.worlds.video.edm import karras_grid, precondition
 from models.worlds.video.noise import normal
+from models.worlds.video.outcome import Outcome
 from models.worlds.video.unet import Residual, SelfAttention, UNet, groups_of
 from models.worlds.video.world import check_actions, check_seen
 
@@ -71,6 +73,9 @@ class Diamond(nn.Module):
         self.unet = UNet(config.widths, config.depth, e, config.attention)
         self.norm = nn.GroupNorm(groups_of(wide), wide)
         self.leave = nn.Conv2d(wide, pixels, 3, padding=1)
+        self.outcomes = Outcome(
+            config.channels, config.actions, config.image_size, config.outcome_width
+        )
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
@@ -78,6 +83,7 @@ class Diamond(nn.Module):
         init_uniform(self, generator)
         self.frequencies.normal_(generator=generator)
         self.action.weight.normal_(generator=generator)
+        self.outcomes.action.weight.normal_(generator=generator)
         for part in self.modules():
             last = getattr(
                 part, {Residual: "second", SelfAttention: "out"}.get(type(part), ""), None
@@ -104,6 +110,16 @@ class Diamond(nn.Module):
         x = self.enter(x.contiguous(memory_format=torch.channels_last))
         x = self.unet(x, self.condition(told))
         return F.pixel_shuffle(self.leave(F.silu(self.norm(x))), config.patch)
+
+    def outcome(
+        self,
+        before: Float[Tensor, "b 2 c h w"],
+        action: Int64[Tensor, " b"],
+        after: Float[Tensor, "b c h w"],
+    ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 2"]]:
+        """Logits of the sign of the reward (-1, 0, 1), and of going on or ending; of two frames in
+        [0, 1], what was done then, and the frame that followed."""
+        return self.outcomes(before * 2 - 1, action, after * 2 - 1)
 
     def denoise(
         self,

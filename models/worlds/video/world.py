@@ -42,6 +42,16 @@ class WorldModel(Protocol):
         """The next frame, and the cache with it."""
         ...
 
+    def outcome(
+        self,
+        before: Float[Tensor, "b 2 c h w"],
+        action: Int64[Tensor, " b"],
+        after: Float[Tensor, "b c h w"],
+    ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 2"]]:
+        """Logits of the sign of the reward (-1, 0, 1) of a step, and of going on or ending; of the
+        two frames before it and the one after."""
+        ...
+
 
 def check_seen(
     frames: Float[Tensor, "b t c h w"],
