@@ -12,7 +12,7 @@ from training.data.config_worlds import PinfallConfig, Split, Variant
 from training.data.pinfall import Clips, PinfallData, windows
 from training.envs import pinfall
 from training.envs.pinfall import HANG, PLATE_HALF, SIZE, STRIDE, State, oracle, see, serve, step
-from training.evaluation.dreams import Exam, judge
+from training.evaluation.dreams import Exam, forked, judge
 from training.evaluation.pinfall import first_turn, parse
 from training.evaluation.stub_worlds import (
     ConstantVelocity,
@@ -211,6 +211,37 @@ def test_the_judge_passes_the_world_itself_and_none_that_know_nothing() -> None:
     copied = judge(CopyLast(), given)[0]
     assert copied["over_copy/20"] == pytest.approx(1, abs=0.02)
     assert copied["psnr_over_copy/20"] == 0 and copied["separation"] == 0
+
+
+def test_whoever_tosses_a_coin_at_the_fork_is_told_from_who_does_not() -> None:
+    def draw(state: State) -> torch.Tensor:
+        return see(state._asdict(), Variant.fork, 32).float()
+
+    state = serve(np.random.default_rng(0), 200, Variant.fork, Split.shown)
+    for _ in range(HANG - 1):
+        state = step(state, torch.ones(200, dtype=torch.long), Variant.fork).state
+    one_way = state.v.clone()
+    one_way[..., 0] = one_way[..., 0].abs()
+    down = state.v * torch.tensor([0.0, 1.0])
+
+    class Both(Simulator):
+        """Half of the one and half of the other, as the least square would have it."""
+
+        def step(self, cache, action):
+            frame, cache = super().step(cache, action)
+            return (frame + frame.flip(-1)) / 2, cache
+
+    cpu = torch.device("cpu")
+    found = {
+        name: forked(kind(state._replace(v=v), Variant.fork, 32, HANG), draw, 200, cpu)
+        for name, v, kind in (
+            ("true", state.v, Simulator), ("right", one_way, Simulator), ("down", down, Simulator),
+            ("both", state.v, Both),
+        )
+    }  # fmt: skip
+    assert found["true"]["fork/decided"] == 1 and found["true"]["fork/uneven"] < 0.1
+    assert found["right"]["fork/left"] == 0 and found["right"]["fork/uneven"] == 0.5
+    assert found["down"]["fork/decided"] == found["both"]["fork/decided"] == 0
 
 
 def test_a_dream_in_which_balls_vanish_or_double_is_not_alive() -> None:

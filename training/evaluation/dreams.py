@@ -13,6 +13,7 @@ The first two are worlds too (stub_worlds.py), and are judged by the same code.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,9 +23,19 @@ from torch import Tensor
 
 from models.worlds.video.outcome import BEFORE, steps_of
 from models.worlds.video.world import WorldModel
-from training.data.config_worlds import Variant
+from training.data.config_worlds import Split, Variant
 from training.data.pinfall import Clips
-from training.envs.pinfall import ACTIONS, PLATE_HALF, SIZE, STRIDE, frame_of, is_open
+from training.envs.pinfall import (
+    ACTIONS,
+    PLATE_HALF,
+    SIZE,
+    STRIDE,
+    State,
+    frame_of,
+    is_open,
+    serve,
+    step,
+)
 from training.evaluation.pinfall import (
     ALIVE,
     Parsed,
@@ -35,9 +46,10 @@ from training.evaluation.pinfall import (
     turned,
 )
 
-HORIZONS = 1, 5, 10, 20, 30
+HORIZONS, FAR = (1, 5, 10, 20, 30), (5, 10, 20)
 APART = 8  # frames of the same action, for what an action changes
 LATE = 1.5  # frames by which a turn may be off
+FLOWN, ASIDE = 6, 2.0  # frames after a fork, and how far from the middle a ball is then
 CHUNK = 64  # dreams at once
 TIMED, WARM = 40, 5  # frames whose latency is taken, and those before them
 
@@ -120,6 +132,8 @@ def judge(
     for h in (h for h in HORIZONS if h <= ahead):
         found |= {f"{name}/{h}": curve[h - 1] for name, curve in series.items()}
         found[f"over_copy/{h}"] = series["error"][h - 1] / series["copy"][h - 1]
+        if h in FAR:
+            found["over_copy/worst"] = max(found[f"over_copy/{h}"], found.get("over_copy/worst", 0))
         if (rows := bounced[:, h - 1]).any():
             for name in ("error", "straight"):
                 found[f"bounced/{name}/{h}"] = errors[name][rows, h - 1].mean().item()
@@ -196,6 +210,7 @@ def steered(world: WorldModel, exam: Exam, read: Parsed, true: Parsed) -> dict[s
         (plate + side * apart * STRIDE).clamp(PLATE_HALF, SIZE - PLATE_HALF) for side in (-1, 1)
     )
     found["separation"] = ((always(2) - always(0)).mean() / (right - left).mean()).item()
+    found["separation/off"] = abs(found["separation"] - 1)
 
     # The frames after other actions, drawn with the same noise, are worse by so many decibels.
     short = min(4, exam.ahead)
@@ -220,6 +235,30 @@ def steered(world: WorldModel, exam: Exam, read: Parsed, true: Parsed) -> dict[s
 
     found["actions_read"], found["actions_read_truth"] = obeyed(read), obeyed(true)
     return found
+
+
+def forked(
+    world: WorldModel, draw: Callable[[State], Tensor], count: int, device: torch.device
+) -> dict[str, float]:
+    """Which way a ball goes that hung still, when it may go either; the same noise every time.
+
+    Args:
+        draw: a state -> its frames [n, 3, s, s].
+    """
+    state = serve(np.random.default_rng(0), count, Variant.fork, Split.shown)
+    frames, stay = [draw(state)], torch.ones(count, dtype=torch.long)
+    for _ in range(world.context - 1):
+        state = step(state, stay, Variant.fork).state
+        frames.append(draw(state))
+    seen = torch.stack(frames, dim=1).to(device)
+    actions = torch.ones(count, world.context - 1 + FLOWN, dtype=torch.long, device=device)
+    read = parse(dream(world, seen, actions)[:, -1:], state.hue.to(device))
+    x, kept = read.ball[:, 0, 0, 0] - SIZE / 2, parse(seen[:, -1:], state.hue.to(device)).area
+    whole = (read.area / kept)[:, 0, 0]
+    went = (x.abs() > ASIDE) & (whole >= ALIVE[0]) & (whole <= ALIVE[1])
+    left = (x[went] < 0).float().mean().item() if went.any() else 1.0
+    return {"fork/decided": went.float().mean().item(), "fork/left": left,
+            "fork/uneven": abs(left - 0.5)}  # fmt: skip
 
 
 def outcomes(world: WorldModel, exam: Exam) -> dict[str, float]:

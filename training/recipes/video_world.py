@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from models.worlds.video.outcome import BEFORE, outcome_loss, steps_of
 from models.worlds.video.world import WorldModel
-from training.data.config_worlds import Split
+from training.data.config_worlds import Split, Variant
 from training.data.pinfall import Clips, PinfallData
 from training.distributed import Processes
-from training.envs.pinfall import see
-from training.evaluation.dreams import Exam, judge, latency, outcomes
+from training.envs.pinfall import State, see
+from training.evaluation.dreams import Exam, forked, judge, latency, outcomes
 from training.evaluation.film_figures import dream_film
 from training.evaluation.stub_worlds import Retrieval
 from training.exchange import write_model
@@ -38,6 +38,7 @@ from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
 
 FRAMEWORK = "torch"
+FORKS = 256  # dreams of a ball that may go either way
 BANK = 2000  # clips of the training data that are searched for one that is alike
 OTHER = "error/", "over_copy/", "alive/"  # what is told of other balls than were trained on
 SHOWN, EVERY = 3, 3  # clips that are drawn, and which of their frames
@@ -134,6 +135,10 @@ class VideoWorldTraining:
         device = self.trainer.device
         return self.see({k: torch.from_numpy(getattr(clips, k)).to(device) for k in names})
 
+    def draw(self, state: State) -> Tensor:
+        """The same of states [n, ...]."""
+        return self.see(state._asdict())
+
     @contextmanager
     def whole_model(self) -> Iterator[None]:
         """Inside, the model has its (averaged) weights in full, in every process."""
@@ -162,6 +167,8 @@ class VideoWorldTraining:
                     other, _, _ = judge(world, self.exam(split), steering=False)
                     found |= {f"{split}/{k}": v for k, v in other.items() if k.startswith(OTHER)}
                 found |= latency(world, exam)
+                if exam.variant == Variant.fork:
+                    found |= forked(world, self.draw, FORKS, self.trainer.device)
         if final:
             known = self.watch(self.data.bank(BANK, exam.frames.shape[1]))
             other, _, _ = judge(Retrieval(known, exam.context), exam, steering=False)
