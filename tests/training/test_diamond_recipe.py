@@ -104,6 +104,18 @@ def test_dreams_send_nothing_back_are_alike_each_time_and_are_drawn(tmp_path: Pa
     assert "<svg" in (tmp_path / "figures" / "dream.svg").read_text()
 
 
+def test_a_fork_is_judged_in_all_steps_and_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diamond, "FORKS", 4)
+    made = recipe("data.variant=fork", "recipe.splits=[]")
+    asked = []
+    denoise = made.model.denoise
+    made.model.denoise = lambda *given: (asked.append(len(given[0])), denoise(*given))[1]
+    metrics = made.evaluate(final=True)
+    assert {"eval/fork/decided", "eval/one_step/fork/decided"} <= metrics.keys()
+    assert asked.count(4) == 6, "one step for each of six frames"
+    assert made.model.config.steps == 2
+
+
 def test_the_published_sizes_are_those_of_the_paper() -> None:
     """4.4 million parameters of the denoiser."""
     config = compose(["experiment=diamond/pinfall", "scale=h200"])

@@ -24,16 +24,17 @@ from models.worlds.video.diamond import Diamond
 from models.worlds.video.noise import normal
 from models.worlds.video.outcome import BEFORE, outcome_loss, steps_of
 from models.worlds.video.outcome import LEVELS as OUTCOME_LEVELS
-from training.data.config_worlds import PinfallConfig
+from training.data.config_worlds import PinfallConfig, Variant
 from training.data.pinfall import PinfallData
 from training.distributed import Processes
 from training.envs.pinfall import ACTIONS
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
+from training.evaluation.dreams import forked
 from training.recipes.config import check_parts, with_decided
 from training.recipes.config_worlds import DiamondRecipeConfig
+from training.recipes.video_world import FORKS, VideoWorldTraining
 from training.recipes.video_world import FRAMEWORK as FRAMEWORK
-from training.recipes.video_world import VideoWorldTraining
 from training.schema import TrainConfig
 from training.seeding import stream_seed
 
@@ -63,6 +64,18 @@ class DiamondTraining(VideoWorldTraining):
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
         seed = stream_seed(self.config.seed, "noise")
         return unrolled(self.model, frames * 2 - 1, actions, rows, seed, self.recipe.context_noise)
+
+    @torch.no_grad()
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        """And, at a fork, what is drawn in one step: the mean of what may be."""
+        metrics = super().evaluate(final)
+        if final and self.data.config.variant == Variant.fork:
+            steps, self.model.config.steps = self.model.config.steps, 1
+            with self.whole_model():
+                found = forked(self.model, self.draw, FORKS, self.trainer.device)
+            self.model.config.steps = steps
+            metrics |= {f"eval/one_step/{name}": value for name, value in found.items()}
+        return metrics
 
 
 def unrolled(

@@ -113,17 +113,26 @@ class VideoWorldTraining:
         self.model.train()
         size = self.data.config.batch_size
         rows = self.data.mine(self.trainer.count * size + np.arange(size))
-        return self.trainer.update(batch | {"row": rows}, self.batch_loss)
+        self.terms: dict[str, Tensor] = {}
+        metrics = self.trainer.update(batch | {"row": rows}, self.batch_loss)
+        terms = {f"train/{name}": self.trainer.mean(x) for name, x in self.terms.items()}
+        return {**metrics, **terms}
 
     def batch_loss(self, batch: Batch) -> Tensor:
         actions = batch["actions"]
         if self.objective.blind:
             actions = torch.zeros_like(actions)
         frames = self.see(batch)
-        loss = self.loss(frames, actions, batch["row"])
         told = self.model.outcome(*steps_of(frames, actions))
         wanted = (batch[name][:, BEFORE - 1 :].flatten() for name in ("rewards", "ends"))
-        return loss + outcome_loss(*told, *wanted)
+        terms = {
+            "frame": self.loss(frames, actions, batch["row"]),
+            "outcome": outcome_loss(*told, *wanted),
+        }
+        for name, value in terms.items():  # the mean over the parts of a batch
+            part = value.detach() / self.config.optim.accumulate
+            self.terms[name] = self.terms.get(name, 0.0) + part
+        return terms["frame"] + terms["outcome"]
 
     def see(self, parts: Batch) -> Tensor:
         """Frames [b, T, 3, s, s] in [0, 1]."""
