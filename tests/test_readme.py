@@ -83,6 +83,7 @@ AFFERENT = {
     "synthesise": check_door("synthesise"),
     "answer": check_door("answer"),
     "serve": check_door("serve"),
+    "play": check_door("play"),
     "--help": check_nothing,
 }
 
