@@ -24,7 +24,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if pixels := final(runs, "ema", "eval/pixels"):
         groups["pixels"] = pixels
     if groups:
-        chart = dot_chart(groups, "share of held-out images named rightly by a linear probe")
+        chart = dot_chart(groups, "share of images that a linear probe names")
         write_atomic(directory / f"{scale}_probe.svg", chart)
     names = {run: name for name, run in RUNS.items()}
     spectra = series_curves(runs, names, "spectrum", end=-1)  # a LayerNorm empties one axis

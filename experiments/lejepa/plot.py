@@ -31,7 +31,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if pixels := final(runs, "sigreg", "eval/pixels"):
         groups["pixels"] = pixels
     if groups:
-        chart = dot_chart(groups, "share of held-out images named rightly by a linear probe")
+        chart = dot_chart(groups, "share of images that a linear probe names")
         write_atomic(directory / f"{scale}_probe.svg", chart)
     spectra = series_curves(runs, {RUNS[name]: name for name in SPECTRA}, "spectrum")
     if spectra:
