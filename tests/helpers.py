@@ -105,11 +105,23 @@ SMALL_FILM = [
     "optim.warmup_steps=0",
     "report=false",
 ]
-SMALL_PINFALL = [
-    "experiment=diamond/pinfall",
-    "model.widths=[8,16]",
-    "model.condition=16",
-    "model.steps=2",
+SMALL_PINFALL = {
+    "diamond": [
+        "experiment=diamond/pinfall",
+        "model.widths=[8,16]",
+        "model.condition=16",
+        "model.steps=2",
+    ],
+    "diffusion_forcing": [
+        "experiment=diffusion_forcing/pinfall",
+        "model.transformer.dim=12",
+        "model.transformer.depth=2",
+        "model.steps=2",
+        "data.seq_len=6",
+    ],
+}
+"A ball and a paddle, learned from in seconds; add SMALL_WORLD."
+SMALL_WORLD = [
     "recipe.dreams=6",
     "recipe.horizon=6",
     "recipe.splits=[pairs]",
@@ -120,7 +132,6 @@ SMALL_PINFALL = [
     "optim.warmup_steps=0",
     "report=false",
 ]
-"A ball and a paddle, learned from in seconds."
 SMALL_COLOURED_ROOMS = [
     "experiment=lewm/two_rooms_rgb",
     "model.width=24",

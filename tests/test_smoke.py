@@ -18,6 +18,7 @@ from tests.helpers import (
     SMALL_PUSH_T,
     SMALL_ROOM_CLIPS,
     SMALL_ROOMS,
+    SMALL_WORLD,
     model_keys,
     tiny_study,
     tiny_teacher,
@@ -100,8 +101,8 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         small = [*SMALL_FILMS[variant], *SMALL_FILM]
     elif paper == "lewm":
         small = SMALL_PUSH_T if variant == "push_t" else SMALL_COLOURED_ROOMS
-    elif paper == "diamond":
-        small = SMALL_PINFALL
+    elif paper in SMALL_PINFALL:
+        small = [*SMALL_PINFALL[paper], *SMALL_WORLD]
     elif name == "vjepa2_ac/planning":
         small = SMALL_FROZEN
     elif name == "vjepa2_ac/encoder":

@@ -17,7 +17,7 @@ from models.worlds.jepa.config import (
     LeWMConfig,
     VJEPA2ACConfig,
 )
-from models.worlds.video.config import DiamondConfig
+from models.worlds.video.config import DiamondConfig, DiffusionForcingConfig
 from training.data.config import (
     ConversationsConfig,
     FactsConfig,
@@ -49,6 +49,7 @@ from training.recipes.config import (
 )
 from training.recipes.config_worlds import (
     DiamondRecipeConfig,
+    DiffusionForcingRecipeConfig,
     IJEPARecipeConfig,
     JEPAPlanningConfig,
     JEPAVideoMaskedRecipeConfig,
@@ -76,6 +77,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "lewm": LeWMRecipeConfig,
         "vjepa2_ac": VJEPA2ACRecipeConfig,
         "diamond": DiamondRecipeConfig,
+        "diffusion_forcing": DiffusionForcingRecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -87,6 +89,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "lewm": LeWMConfig,
         "vjepa2_ac": VJEPA2ACConfig,
         "diamond": DiamondConfig,
+        "diffusion_forcing": DiffusionForcingConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {

@@ -15,8 +15,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from models.worlds.video.config import DiamondConfig
+from models.worlds.video.config import DiamondConfig, DiffusionForcingConfig
 from models.worlds.video.diamond import Diamond
+from models.worlds.video.diffusion_forcing import DiffusionForcing
 from models.worlds.video.world import WorldModel
 from training.data.config_worlds import PinfallConfig
 from training.data.pinfall import PinfallData
@@ -24,7 +25,10 @@ from training.envs.pinfall import State, Stepped, see, step
 from training.errors import UserError
 from training.pretrained import fit, read_tensors, typed
 
-KINDS = {"diamond": (DiamondConfig, Diamond)}
+KINDS = {
+    "diamond": (DiamondConfig, Diamond),
+    "diffusion_forcing": (DiffusionForcingConfig, DiffusionForcing),
+}
 "Model by name -> its configuration, and what is built from it."
 NAMES = "left", "stay", "right"
 "What the actions of Pinfall are called."

@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 
 from scripts import play
 from scripts.play import Asked, Server, Stage, in_terminal
-from tests.helpers import SMALL_PINFALL, train
+from tests.helpers import SMALL_PINFALL, SMALL_WORLD, train
 from training.errors import UserError
 from training.evaluation.stub_worlds import Simulator
 
@@ -31,7 +31,7 @@ from training.evaluation.stub_worlds import Simulator
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run of one step has left."""
     runs = tmp_path_factory.mktemp("runs")
-    done = train(runs, *SMALL_PINFALL, "loop.steps=1", "run=x")
+    done = train(runs, *SMALL_PINFALL["diamond"], *SMALL_WORLD, "loop.steps=1", "run=x")
     assert done.returncode == 0, done.stderr[-3000:]
     return runs / "diamond" / "pinfall" / "x"
 

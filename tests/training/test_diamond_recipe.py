@@ -10,7 +10,7 @@ import torch
 
 from models.worlds.video.diamond import Diamond
 from models.worlds.video.outcome import outcome_loss, steps_of
-from tests.helpers import SMALL_PINFALL
+from tests.helpers import SMALL_PINFALL, SMALL_WORLD
 from training.config import compose
 from training.data.pinfall import cut
 from training.distributed import Processes
@@ -21,7 +21,11 @@ from training.recipes.diamond import unrolled
 
 
 def recipe(*overrides: str):
-    return diamond.build(compose([*SMALL_PINFALL, *overrides]), Processes(), torch.device("cpu"))
+    return diamond.build(
+        compose([*SMALL_PINFALL["diamond"], *SMALL_WORLD, *overrides]),
+        Processes(),
+        torch.device("cpu"),
+    )
 
 
 def test_frames_after_the_first_are_asked_for_beside_what_was_told_before() -> None:
@@ -98,7 +102,9 @@ def test_dreams_send_nothing_back_are_alike_each_time_and_are_drawn(tmp_path: Pa
     assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
     again = made.evaluate()
     assert all(metrics[name] == value for name, value in again.items())
-    assert {"eval/pairs/error/5", "eval/retrieved/error/5", "eval/fps"} <= metrics.keys()
+    assert {"eval/pairs/error/5", "eval/retrieved/error/5"} <= metrics.keys()
+    timed = made.summary()["latency"]
+    assert timed["fps"] > 0 and timed["p50_ms"] <= timed["p95_ms"] <= timed["p99_ms"]
     (tmp_path / "figures").mkdir()
     made.export(tmp_path)
     assert "<svg" in (tmp_path / "figures" / "dream.svg").read_text()

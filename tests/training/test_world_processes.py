@@ -14,6 +14,7 @@ from tests.helpers import (
     SMALL_FROZEN,
     SMALL_IMAGES,
     SMALL_PINFALL,
+    SMALL_WORLD,
     train,
 )
 
@@ -21,7 +22,8 @@ CASES = {
     "ijepa": [*SMALL_IMAGES["ijepa"], *SMALL_BATCH],
     "rollout": [*SMALL_FILMS["rollout"], *SMALL_FILM],
     "masked": [*SMALL_FILMS["masked"], *SMALL_FILM],
-    "diamond": SMALL_PINFALL,
+    "diamond": [*SMALL_PINFALL["diamond"], *SMALL_WORLD],
+    "diffusion_forcing": [*SMALL_PINFALL["diffusion_forcing"], *SMALL_WORLD],
     "vjepa2_ac": [*SMALL_FROZEN, "recipe.policies=[]"],
 }
 

@@ -302,7 +302,7 @@ def latency(world: WorldModel, exam: Exam) -> dict[str, float]:
     half, most, worst = np.percentile(took, [50, 95, 99]) * 1e3
     return {
         "fps": 1 / float(np.mean(took)),
-        "latency_ms/p50": float(half),
-        "latency_ms/p95": float(most),
-        "latency_ms/p99": float(worst),
+        "p50_ms": float(half),
+        "p95_ms": float(most),
+        "p99_ms": float(worst),
     }

@@ -409,3 +409,21 @@ class DiamondRecipeConfig(VideoWorldConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, "recipe", 0, "context_noise")
+
+
+@dataclass
+class DiffusionForcingRecipeConfig(VideoWorldConfig):
+    """Films whose frames are each as noisy as they like."""
+
+    name: str = "diffusion_forcing"
+    "Which recipe: the stem of its file."
+    snr_clip: float = 5.0
+    "Signal over noise from which on a level counts no less."
+    fade: float | None = 0.96
+    "How much of the signal of the frames before counts for a frame; null: none of it."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above(self, "recipe", 0, "snr_clip")
+        if self.fade is not None:
+            within(self, "recipe", 0.0, 1.0, "fade")

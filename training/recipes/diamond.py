@@ -14,31 +14,30 @@ data.seq_len = context + 1 is one frame at a time, as for Atari; CS:GO had four.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from models.worlds.video.config import DiamondConfig
 from models.worlds.video.diamond import Diamond
 from models.worlds.video.noise import normal
-from models.worlds.video.outcome import BEFORE, outcome_loss, steps_of
-from models.worlds.video.outcome import LEVELS as OUTCOME_LEVELS
-from training.data.config_worlds import PinfallConfig, Variant
+from training.data.config_worlds import Variant
 from training.data.pinfall import PinfallData
 from training.distributed import Processes
-from training.envs.pinfall import ACTIONS
-from training.errors import UserError
-from training.estimate import Estimate, rows_at_once, torch_estimate
+from training.estimate import Estimate
 from training.evaluation.dreams import forked
-from training.recipes.config import check_parts, with_decided
 from training.recipes.config_worlds import DiamondRecipeConfig
-from training.recipes.video_world import FORKS, VideoWorldTraining
+from training.recipes.video_world import (
+    FORKS,
+    VideoWorldTraining,
+    check_world,
+    clips_on_meta,
+    fill_shapes,
+    open_world_data,
+    world_estimate,
+)
 from training.recipes.video_world import FRAMEWORK as FRAMEWORK
 from training.schema import TrainConfig
 from training.seeding import stream_seed
-
-CHANNELS = 3
 
 
 class DiamondTraining(VideoWorldTraining):
@@ -103,72 +102,32 @@ def unrolled(
     return torch.stack(losses).mean()
 
 
-def fill_shapes(config: TrainConfig) -> DiamondConfig:
-    """The model's configuration with what the data decides."""
-    assert isinstance(config.model, DiamondConfig) and isinstance(config.data, PinfallConfig)
-    size = config.data.image_size
-    return with_decided(config.model, channels=CHANNELS, image_size=size, actions=ACTIONS)
-
-
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_parts(config, ("diamond",), (PinfallConfig,), "pinfall")
-    model, data, recipe = config.model, config.data, config.recipe
-    assert isinstance(model, DiamondConfig) and isinstance(data, PinfallConfig)
-    assert isinstance(recipe, DiamondRecipeConfig)
-    if data.seq_len <= model.context:
-        raise UserError(
-            f"data.seq_len={data.seq_len} must be above model.context={model.context}: a clip has "
-            "frames that are seen, and those that are asked for"
-        )
-    if model.context < BEFORE:
-        raise UserError(
-            f"model.context={model.context}: rewards are told from {BEFORE} frames before a step, "
-            "give as many or more"
-        )
-    if data.length < model.context + recipe.horizon:
-        raise UserError(
-            f"data.length={data.length}: a dream has model.context={model.context} frames that are "
-            f"seen and recipe.horizon={recipe.horizon} more; raise it, or lower these"
-        )
-    halved = math.lcm(model.patch * 2 ** (len(model.widths) - 1), 2 ** (OUTCOME_LEVELS - 1))
-    if data.image_size % halved:
-        raise UserError(
-            f"data.image_size={data.image_size} must be a multiple of {halved}, for patches of "
-            f"model.patch={model.patch}, the {len(model.widths)} levels of model.widths and the "
-            f"{OUTCOME_LEVELS} of what tells rewards"
-        )
+    model = config.model
+    levels = len(model.widths) - 1 if isinstance(model, DiamondConfig) else 0
+    check_world(config, "diamond", getattr(model, "patch", 1) * 2**levels)
 
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> DiamondTraining:
     """The recipe of `config` with its data, its model initialised on `device`."""
     check(config)
-    assert isinstance(config.data, PinfallConfig)
-    data = PinfallData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
-    return DiamondTraining(config, data, processes, device)
+    return DiamondTraining(config, open_world_data(config, processes), processes, device)
 
 
 def estimate(config: TrainConfig) -> Estimate:
     """Sizes of the run, from the meta device. No data is made."""
     check(config)
-    data = config.data
-    assert isinstance(data, PinfallConfig)
     with torch.device("meta"):
         model = Diamond(fill_shapes(config))
-    rows, size = rows_at_once(config), data.image_size
-    x = torch.zeros(rows, data.seq_len, CHANNELS, size, size, device="meta")
-    actions = torch.zeros(rows, data.seq_len - 1, dtype=torch.long, device="meta")
+    x, actions = clips_on_meta(config)
 
     def loss() -> Tensor:
         n, total = model.context, torch.zeros((), device="meta")
-        for first in range(data.seq_len - n):
+        for first in range(x.shape[1] - n):
             seen, done = x[:, first : first + n], actions[:, first : first + n]
-            noise = torch.zeros(rows, device="meta")
+            noise = torch.zeros(len(x), device="meta")
             total = total + model(x[:, 0], noise, seen, done).square().mean()
-        signs, ends = model.outcome(*steps_of(x, actions))
-        nothing = torch.zeros(len(signs), device="meta")
-        return total + outcome_loss(signs, ends, nothing, nothing)
+        return total
 
-    return torch_estimate(
-        model, loss, rows, config, data.batch_size * data.seq_len, DiamondTraining.unit
-    )
+    return world_estimate(config, model, loss)

@@ -12,6 +12,7 @@ latency.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,27 +22,100 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.worlds.video.outcome import BEFORE, outcome_loss, steps_of
+from models.worlds.video.outcome import BEFORE, LEVELS, outcome_loss, steps_of
 from models.worlds.video.world import WorldModel
-from training.data.config_worlds import Split, Variant
+from training.data.config_worlds import PinfallConfig, Split, Variant
 from training.data.pinfall import Clips, PinfallData
 from training.distributed import Processes
-from training.envs.pinfall import State, see
+from training.envs.pinfall import ACTIONS, State, see
+from training.errors import UserError
+from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.dreams import Exam, forked, judge, latency, outcomes
 from training.evaluation.film_figures import dream_film
 from training.evaluation.stub_worlds import Retrieval
 from training.exchange import write_model
 from training.files import write_atomic
+from training.recipes.config import check_parts, with_decided
 from training.recipes.config_worlds import VideoWorldConfig
 from training.schema import TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
 
 FRAMEWORK = "torch"
+CHANNELS = 3
 FORKS = 256  # dreams of a ball that may go either way
 BANK = 2000  # clips of the training data that are searched for one that is alike
 OTHER = "error/", "over_copy/", "alive/"  # what is told of other balls than were trained on
 SHOWN, EVERY = 3, 3  # clips that are drawn, and which of their frames
+
+
+def fill_shapes(config: TrainConfig) -> Any:
+    """The model's configuration with what the data decides."""
+    assert isinstance(config.data, PinfallConfig)
+    size = config.data.image_size
+    return with_decided(config.model, channels=CHANNELS, image_size=size, actions=ACTIONS)
+
+
+def check_world(config: TrainConfig, name: str, multiple: int) -> None:
+    """Raise UserError unless recipe, model and data belong together.
+
+    Args:
+        name: of the model.
+        multiple: what it wants the height and width of a frame to be a multiple of.
+    """
+    check_parts(config, (name,), (PinfallConfig,), "pinfall")
+    model: Any = config.model
+    data, recipe = config.data, config.recipe
+    assert isinstance(data, PinfallConfig) and isinstance(recipe, VideoWorldConfig)
+    if model.context < BEFORE:
+        raise UserError(
+            f"model.context={model.context}: rewards are told from {BEFORE} frames before a step, "
+            "give as many or more"
+        )
+    if data.seq_len <= max(BEFORE, model.context):
+        raise UserError(
+            f"data.seq_len={data.seq_len} must be above model.context={model.context}: a clip has "
+            "frames that are seen, and those that are asked for"
+        )
+    if data.length < model.context + recipe.horizon:
+        raise UserError(
+            f"data.length={data.length}: a dream has model.context={model.context} frames that are "
+            f"seen and recipe.horizon={recipe.horizon} more; raise it, or lower these"
+        )
+    multiple = math.lcm(multiple, 2 ** (LEVELS - 1))  # of what tells rewards
+    if data.image_size % multiple:
+        raise UserError(
+            f"data.image_size={data.image_size} must be a multiple of {multiple}, for the patches "
+            "and levels of the model"
+        )
+
+
+def open_world_data(config: TrainConfig, processes: Processes) -> PinfallData:
+    assert isinstance(config.data, PinfallConfig)
+    return PinfallData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+
+
+def clips_on_meta(config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Frames [b, T, c, s, s] and actions [b, T-1] of what is computed at once, without data."""
+    data, rows = config.data, rows_at_once(config)
+    assert isinstance(data, PinfallConfig)
+    x = torch.zeros(rows, data.seq_len, CHANNELS, data.image_size, data.image_size, device="meta")
+    return x, torch.zeros(rows, data.seq_len - 1, dtype=torch.long, device="meta")
+
+
+def world_estimate(config: TrainConfig, model: Any, loss: Callable[[], Tensor]) -> Estimate:
+    """Sizes of a run with a model on meta, the loss of its frames, and that of outcomes."""
+    x, actions = clips_on_meta(config)
+
+    def whole() -> Tensor:
+        signs, ends = model.outcome(*steps_of(x, actions))
+        nothing = torch.zeros(len(signs), device="meta")
+        return loss() + outcome_loss(signs, ends, nothing, nothing)
+
+    data = config.data
+    assert isinstance(data, PinfallConfig)
+    frames = data.batch_size * data.seq_len
+    return torch_estimate(model, whole, len(x), config, frames, VideoWorldTraining.unit)
 
 
 class Blind:
@@ -175,7 +249,7 @@ class VideoWorldTraining:
                 for split in self.objective.splits:
                     other, _, _ = judge(world, self.exam(split), steering=False)
                     found |= {f"{split}/{k}": v for k, v in other.items() if k.startswith(OTHER)}
-                found |= latency(world, exam)
+                self.found["latency"] = latency(world, exam)
                 if exam.variant == Variant.fork:
                     found |= forked(world, self.draw, FORKS, self.trainer.device)
         if final:

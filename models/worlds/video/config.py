@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from models.config import ModelConfig
+
+
+class Schedule(StrEnum):
+    """How the signal fades from noise level to noise level."""
+
+    cosine = "cosine"
+    sigmoid = "sigmoid"
+    linear = "linear"
+
 
 HEAD = 8  # width of a head of attention
 
@@ -78,4 +88,86 @@ class DiamondConfig(ModelConfig):
             raise ValueError(
                 f"model.condition={self.condition} must be a multiple of "
                 f"2 model.context={2 * self.context}"
+            )
+
+
+@dataclass
+class FilmTransformerConfig:
+    """A transformer over the tokens of films."""
+
+    dim: int = 96
+    "Width of a token."
+    depth: int = 6
+    "Blocks."
+    heads: int = 3
+    "Heads; they divide dim, into an even width."
+    mlp_ratio: int = 4
+    "Hidden width of an MLP over dim."
+    time_every: int = 2
+    "Every so manyth block is over time, the others over space."
+    window: int = 16
+    "Frames that one sees in time, itself included."
+    sinks: int = 0
+    "First frames of a film that are never forgotten."
+
+    def __post_init__(self) -> None:
+        for key in ("dim", "depth", "heads", "mlp_ratio", "time_every"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.transformer.{key}={getattr(self, key)} must be at least 1")
+        if self.dim % (2 * self.heads):
+            raise ValueError(
+                f"model.transformer.heads={self.heads} must divide "
+                f"model.transformer.dim={self.dim} into even parts"
+            )
+        if self.depth < self.time_every:
+            raise ValueError(
+                f"model.transformer.time_every={self.time_every}: of "
+                f"model.transformer.depth={self.depth} blocks none would be over time"
+            )
+        if self.window < 2 or self.sinks < 0:
+            raise ValueError(
+                f"model.transformer.window={self.window} must be at least 2, and "
+                f"model.transformer.sinks={self.sinks} at least 0"
+            )
+
+
+@dataclass
+class DiffusionForcingConfig(ModelConfig):
+    """A causal transformer that tells films whose frames are each as noisy as they like."""
+
+    name: str = "diffusion_forcing"
+    "Which model: the stem of its file."
+    transformer: FilmTransformerConfig = field(default_factory=FilmTransformerConfig)
+    "Over patches of frames."
+    patch: int = 4
+    "Height and width of a patch, in pixels."
+    context: int = 4
+    "Frames that a dream begins from, at least."
+    schedule: Schedule = Schedule.cosine
+    "cosine, sigmoid or linear."
+    steps: int = 4
+    "Steps in which a frame is drawn."
+    stabilise: int = 15
+    "Noise level, from 1 on, that frames of the past are told as; 0 tells them as clean."
+    fade_context: bool = True
+    "And their signal is as weak as it would be then (Diffusion Forcing; in Oasis it is not)."
+    outcome_width: int = 16
+    "Channels of the network that tells rewards and ends."
+    channels: int | None = None
+    "Channels of a frame; null takes the data's."
+    image_size: int | None = None
+    "Height and width of a frame; null takes the data's."
+    actions: int | None = None
+    "How many actions there are; null takes the data's."
+
+    def __post_init__(self) -> None:
+        for key in ("patch", "context", "steps", "outcome_width"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        if not 0 <= self.stabilise <= 1000:
+            raise ValueError(f"model.stabilise={self.stabilise} must be 0 to 1000")
+        if self.context > self.transformer.window + self.transformer.sinks:
+            raise ValueError(
+                f"model.context={self.context} must be at most the frames that are remembered, "
+                f"model.transformer.window={self.transformer.window} + sinks"
             )

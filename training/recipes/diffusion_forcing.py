@@ -1,0 +1,105 @@
+"""Films whose frames are each as noisy as they like: `recipe=diffusion_forcing`.
+
+Diffusion Forcing (2024, arXiv:2407.01392). One step, with clips of T frames:
+
+    k_t    ~ uniform over the noise levels, of each frame by itself
+    v      = model(x_k, k, a before each frame)
+    loss   = mean over t of weight_t (v_t - v_t of x, eps, k)^2
+
+where weight is that of min-SNR, fused over the frames before unless `recipe.fade` is null
+(models/worlds/video/schedules.py).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.worlds.video.diffusion_forcing import DiffusionForcing
+from models.worlds.video.noise import normal
+from models.worlds.video.schedules import LEVELS, noised, snr_weight, velocity
+from training.data.pinfall import PinfallData
+from training.distributed import Processes
+from training.errors import UserError
+from training.estimate import Estimate
+from training.recipes.config_worlds import DiffusionForcingRecipeConfig
+from training.recipes.video_world import FRAMEWORK as FRAMEWORK
+from training.recipes.video_world import (
+    VideoWorldTraining,
+    check_world,
+    clips_on_meta,
+    fill_shapes,
+    open_world_data,
+    world_estimate,
+)
+from training.schema import TrainConfig
+from training.seeding import stream_seed
+
+
+class DiffusionForcingTraining(VideoWorldTraining):
+    """Trains the transformer."""
+
+    model: DiffusionForcing
+
+    def __init__(
+        self, config: TrainConfig, data: PinfallData, processes: Processes, device: torch.device
+    ) -> None:
+        assert isinstance(config.recipe, DiffusionForcingRecipeConfig)
+        self.recipe = config.recipe
+        filled = fill_shapes(config)
+        super().__init__(
+            config,
+            data,
+            processes,
+            device,
+            lambda: DiffusionForcing(filled),
+            estimate(config).flops_per_step,
+        )
+
+    def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
+        seed, x = stream_seed(self.config.seed, "noise"), frames * 2 - 1
+        share = (1 + (normal(seed, rows, (0,), x.shape[1:2]) / 2**0.5).erf()) / 2  # uniform
+        level = (share * LEVELS).long().clamp(max=LEVELS - 1)
+        eps = normal(seed, rows, (1,), x.shape[1:])
+        abar = self.model.abar[level]  # [b, t]
+        wide = abar[..., None, None, None]
+        before = F.pad(actions, (1, 0), value=self.model.action.num_embeddings - 1)
+        told, _ = self.model(noised(x, eps, wide), level, before)
+        error = (told - velocity(x, eps, wide)).float().square().mean((2, 3, 4))
+        return (snr_weight(abar, self.recipe.snr_clip, self.recipe.fade) * error).mean()
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    model = config.model
+    check_world(config, "diffusion_forcing", getattr(model, "patch", 1))
+    transformer = model.transformer  # type: ignore[attr-defined]
+    if transformer.sinks and config.data.seq_len > transformer.window + transformer.sinks:
+        raise UserError(
+            f"data.seq_len={config.data.seq_len}: with model.transformer.sinks clips are at most "
+            f"as long as what is remembered, {transformer.window + transformer.sinks} frames"
+        )
+
+
+def build(
+    config: TrainConfig, processes: Processes, device: torch.device
+) -> DiffusionForcingTraining:
+    """The recipe of `config` with its data, its model initialised on `device`."""
+    check(config)
+    return DiffusionForcingTraining(config, open_world_data(config, processes), processes, device)
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Sizes of the run, from the meta device. No data is made."""
+    check(config)
+    with torch.device("meta"):
+        model = DiffusionForcing(fill_shapes(config))
+    x, actions = clips_on_meta(config)
+
+    def loss() -> Tensor:
+        level = torch.zeros(x.shape[:2], dtype=torch.long, device="meta")
+        told, _ = model(x, level, F.pad(actions, (1, 0)))
+        return told.square().mean()
+
+    return world_estimate(config, model, loss)
