@@ -211,7 +211,7 @@ def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again() -> 
     for count in range(10):
         action = torch.tensor([count % 3, (count + 1) % 3])
         found, cache = model.step(cache, action)
-        x = normal(5, episodes, (count,), (3, 8, 8))[:, None].clamp(-6, 6)
+        x = normal(5, episodes, (4 + count, 0), (3, 8, 8))[:, None].clamp(-6, 6)
         done = torch.cat([done, action[:, None]], dim=1)
         levels = ddim_levels(3)
         for now, then in pairwise(levels):

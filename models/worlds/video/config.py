@@ -132,25 +132,17 @@ class FilmTransformerConfig:
 
 
 @dataclass
-class DiffusionForcingConfig(ModelConfig):
-    """A causal transformer that tells films whose frames are each as noisy as they like."""
+class FilmWorldConfig(ModelConfig):
+    """What models over film transformers have in common."""
 
-    name: str = "diffusion_forcing"
-    "Which model: the stem of its file."
     transformer: FilmTransformerConfig = field(default_factory=FilmTransformerConfig)
     "Over patches of frames."
     patch: int = 4
     "Height and width of a patch, in pixels."
     context: int = 4
     "Frames that a dream begins from, at least."
-    schedule: Schedule = Schedule.cosine
-    "cosine, sigmoid or linear."
     steps: int = 4
     "Steps in which a frame is drawn."
-    stabilise: int = 15
-    "Noise level, from 1 on, that frames of the past are told as; 0 tells them as clean."
-    fade_context: bool = True
-    "And their signal is as weak as it would be then (Diffusion Forcing; in Oasis it is not)."
     outcome_width: int = 16
     "Channels of the network that tells rewards and ends."
     channels: int | None = None
@@ -164,10 +156,27 @@ class DiffusionForcingConfig(ModelConfig):
         for key in ("patch", "context", "steps", "outcome_width"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
-        if not 0 <= self.stabilise <= 1000:
-            raise ValueError(f"model.stabilise={self.stabilise} must be 0 to 1000")
         if self.context > self.transformer.window + self.transformer.sinks:
             raise ValueError(
                 f"model.context={self.context} must be at most the frames that are remembered, "
                 f"model.transformer.window={self.transformer.window} + sinks"
             )
+
+
+@dataclass
+class DiffusionForcingConfig(FilmWorldConfig):
+    """A causal transformer that tells films whose frames are each as noisy as they like."""
+
+    name: str = "diffusion_forcing"
+    "Which model: the stem of its file."
+    schedule: Schedule = Schedule.cosine
+    "cosine, sigmoid or linear."
+    stabilise: int = 15
+    "Noise level, from 1 on, that frames of the past are told as; 0 tells them as clean."
+    fade_context: bool = True
+    "And their signal is as weak as it would be then (Diffusion Forcing; in Oasis it is not)."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.stabilise <= 1000:
+            raise ValueError(f"model.stabilise={self.stabilise} must be 0 to 1000")

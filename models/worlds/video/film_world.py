@@ -1,0 +1,111 @@
+"""Worlds that a film transformer draws, frame by frame, beside a cache of what was before.
+
+What they share: rewards and ends, checks, noise that is drawn once for each frame, and that a frame
+is remembered only when it is clean. A model says how a frame is drawn from noise, and how frames of
+the past are shown to it.
+
+Dimensions: b films, t frames, c channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from models.worlds.video.config import FilmWorldConfig
+from models.worlds.video.film_transformer import FilmCache
+from models.worlds.video.noise import normal
+from models.worlds.video.outcome import Outcome
+from models.worlds.video.world import check_actions, check_seen
+
+DRAWN, SHOWN = 0, 1  # what noise is for: the frame itself, or how it is shown later
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a dream goes on from."""
+
+    cache: FilmCache
+    episodes: Int64[Tensor, " b"]
+    seed: int
+    count: int  # frames that were seen or drawn so far
+    of: int  # the model's identity: a cache is of no other
+
+
+class FilmWorld(nn.Module):
+    """What is common to models over film transformers."""
+
+    def __init__(self, config: FilmWorldConfig) -> None:
+        super().__init__()
+        if config.channels is None or config.actions is None or config.image_size is None:
+            raise ValueError("model.channels, model.image_size and model.actions must be known")
+        self.config, self.context = config, config.context
+        self.channels, self.size, self.actions = config.channels, config.image_size, config.actions
+        self.outcomes = Outcome(self.channels, self.actions, self.size, config.outcome_width)
+
+    def show(
+        self,
+        frames: Float[Tensor, "b t c h w"],
+        before: Int64[Tensor, "b t"],
+        noise: Float[Tensor, "b t c h w"],
+        cache: FilmCache | None,
+    ) -> FilmCache:
+        """The cache with clean frames in [-1, 1], as those of the past are shown."""
+        raise NotImplementedError
+
+    def draw(
+        self, noise: Float[Tensor, "b 1 c h w"], before: Int64[Tensor, "b 1"], cache: FilmCache
+    ) -> Float[Tensor, "b 1 c h w"]:
+        """A clean frame in [-1, 1]."""
+        raise NotImplementedError
+
+    def outcome(
+        self,
+        before: Float[Tensor, "b 2 c h w"],
+        action: Int64[Tensor, " b"],
+        after: Float[Tensor, "b c h w"],
+    ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 2"]]:
+        """Logits of the sign of the reward (-1, 0, 1), and of going on or ending; of two frames in
+        [0, 1], what was done then, and the frame that followed."""
+        return self.outcomes(before * 2 - 1, action, after * 2 - 1)
+
+    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 c h w"]:
+        """Of the next frame."""
+        shape = self.channels, self.size, self.size
+        return normal(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
+
+    @torch.no_grad()
+    def init_cache(
+        self,
+        frames: Float[Tensor, "b t c h w"],
+        actions: Int64[Tensor, "b t-1"],
+        episodes: Int64[Tensor, " b"],
+        seed: int = 0,
+    ) -> Memory:
+        """What is known of some frames in [0, 1]."""
+        check_seen(frames, actions, self.context, self.channels, self.size)
+        check_actions(actions, self.actions)
+        before = F.pad(actions, (1, 0), value=self.actions)
+        memory = Memory(FilmCache((), ()), episodes, seed, 0, id(self))
+        noise = [
+            self.noise(replace(memory, count=count), SHOWN) for count in range(frames.shape[1])
+        ]
+        cache = self.show(frames * 2 - 1, before, torch.cat(noise, dim=1), None)
+        return replace(memory, cache=cache, count=frames.shape[1])
+
+    @torch.no_grad()
+    def step(
+        self, cache: Memory, action: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c h w"], Memory]:
+        """The next frame in [0, 1], and what is known with it."""
+        if cache.of != id(self):
+            raise ValueError("this is the cache of another model: call init_cache of this one")
+        check_actions(action, self.actions)
+        before = action[:, None]
+        x = self.draw(self.noise(cache, DRAWN), before, cache.cache).clamp(-1, 1)
+        kept = self.show(x, before, self.noise(cache, SHOWN), cache.cache)
+        return (x[:, 0] + 1) / 2, replace(cache, cache=kept, count=cache.count + 1)
