@@ -119,6 +119,14 @@ SMALL_PINFALL = {
         "model.steps=2",
         "data.seq_len=6",
     ],
+    "dreamer4": [
+        "experiment=dreamer4/pinfall",
+        "model.transformer.dim=12",
+        "model.transformer.depth=2",
+        "model.steps=2",
+        "recipe.jumps_after=0",
+        "data.seq_len=6",
+    ],
 }
 "A ball and a paddle, learned from in seconds; add SMALL_WORLD."
 SMALL_WORLD = [

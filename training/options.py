@@ -17,7 +17,7 @@ from models.worlds.jepa.config import (
     LeWMConfig,
     VJEPA2ACConfig,
 )
-from models.worlds.video.config import DiamondConfig, DiffusionForcingConfig
+from models.worlds.video.config import DiamondConfig, DiffusionForcingConfig, Dreamer4Config
 from training.data.config import (
     ConversationsConfig,
     FactsConfig,
@@ -50,6 +50,7 @@ from training.recipes.config import (
 from training.recipes.config_worlds import (
     DiamondRecipeConfig,
     DiffusionForcingRecipeConfig,
+    Dreamer4RecipeConfig,
     IJEPARecipeConfig,
     JEPAPlanningConfig,
     JEPAVideoMaskedRecipeConfig,
@@ -78,6 +79,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "vjepa2_ac": VJEPA2ACRecipeConfig,
         "diamond": DiamondRecipeConfig,
         "diffusion_forcing": DiffusionForcingRecipeConfig,
+        "dreamer4": Dreamer4RecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -90,6 +92,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "vjepa2_ac": VJEPA2ACConfig,
         "diamond": DiamondConfig,
         "diffusion_forcing": DiffusionForcingConfig,
+        "dreamer4": Dreamer4Config,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+NORMS = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d
+
 
 @torch.no_grad()
 def init_uniform(module: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -27,7 +29,7 @@ def init_uniform(module: nn.Module, generator: torch.Generator | None = None) ->
             continue
         elif isinstance(part, nn.GRUCell):
             bound = part.hidden_size**-0.5
-        elif isinstance(part, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm2d):
+        elif isinstance(part, NORMS):
             part.reset_parameters()
             continue
         else:

@@ -23,6 +23,7 @@ CASES = {
     "rollout": [*SMALL_FILMS["rollout"], *SMALL_FILM],
     "masked": [*SMALL_FILMS["masked"], *SMALL_FILM],
     "diamond": [*SMALL_PINFALL["diamond"], *SMALL_WORLD],
+    "dreamer4": [*SMALL_PINFALL["dreamer4"], *SMALL_WORLD],
     "diffusion_forcing": [*SMALL_PINFALL["diffusion_forcing"], *SMALL_WORLD],
     "vjepa2_ac": [*SMALL_FROZEN, "recipe.policies=[]"],
 }

@@ -427,3 +427,19 @@ class DiffusionForcingRecipeConfig(VideoWorldConfig):
         above(self, "recipe", 0, "snr_clip")
         if self.fade is not None:
             within(self, "recipe", 0.0, 1.0, "fade")
+
+
+@dataclass
+class Dreamer4RecipeConfig(VideoWorldConfig):
+    """Clean frames told from any noise, in steps of any size."""
+
+    name: str = "dreamer4"
+    "Which recipe: the stem of its file."
+    jumps: float = 0.25
+    "Share of the clips that learn larger steps from two smaller ones."
+    jumps_after: float = 0.3
+    "Share of the run before that: what is taught must have been learned."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, "recipe", 0.0, 1.0, "jumps", "jumps_after")

@@ -21,12 +21,12 @@ from models.worlds.video.noise import normal
 from models.worlds.video.schedules import LEVELS, noised, snr_weight, velocity
 from training.data.pinfall import PinfallData
 from training.distributed import Processes
-from training.errors import UserError
 from training.estimate import Estimate
 from training.recipes.config_worlds import DiffusionForcingRecipeConfig
 from training.recipes.video_world import FRAMEWORK as FRAMEWORK
 from training.recipes.video_world import (
     VideoWorldTraining,
+    check_clips,
     check_world,
     clips_on_meta,
     fill_shapes,
@@ -72,14 +72,8 @@ class DiffusionForcingTraining(VideoWorldTraining):
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    model = config.model
-    check_world(config, "diffusion_forcing", getattr(model, "patch", 1))
-    transformer = model.transformer  # type: ignore[attr-defined]
-    if transformer.sinks and config.data.seq_len > transformer.window + transformer.sinks:
-        raise UserError(
-            f"data.seq_len={config.data.seq_len}: with model.transformer.sinks clips are at most "
-            f"as long as what is remembered, {transformer.window + transformer.sinks} frames"
-        )
+    check_world(config, "diffusion_forcing", getattr(config.model, "patch", 1))
+    check_clips(config)
 
 
 def build(

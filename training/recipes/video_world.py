@@ -90,6 +90,17 @@ def check_world(config: TrainConfig, name: str, multiple: int) -> None:
         )
 
 
+def check_clips(config: TrainConfig) -> None:
+    """Raise UserError if clips are longer than a film transformer with sinks can be taught by."""
+    model: Any = config.model
+    kept = model.transformer.window + model.transformer.sinks
+    if model.transformer.sinks and config.data.seq_len > kept:  # type: ignore[attr-defined]
+        raise UserError(
+            f"data.seq_len={config.data.seq_len}: with model.transformer.sinks clips are at most "
+            f"as long as what is remembered, {kept} frames"
+        )
+
+
 def open_world_data(config: TrainConfig, processes: Processes) -> PinfallData:
     assert isinstance(config.data, PinfallConfig)
     return PinfallData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)

@@ -180,3 +180,28 @@ class DiffusionForcingConfig(FilmWorldConfig):
         super().__post_init__()
         if not 0 <= self.stabilise <= 1000:
             raise ValueError(f"model.stabilise={self.stabilise} must be 0 to 1000")
+
+
+@dataclass
+class Dreamer4Config(FilmWorldConfig):
+    """A causal transformer that tells clean frames, in steps of any size."""
+
+    name: str = "dreamer4"
+    "Which model: the stem of its file."
+    most: int = 8
+    "Smallest steps from noise to a frame, a power of two; k_max of the paper."
+    registers: int = 1
+    "Tokens of a frame for the model's own use."
+    context_noise: float = 0.1
+    "Share of noise that frames of the past are shown with, and told by."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.most < 1 or self.most & (self.most - 1):
+            raise ValueError(f"model.most={self.most} must be a power of two")
+        if self.most % self.steps:
+            raise ValueError(f"model.steps={self.steps} must divide model.most={self.most}")
+        if self.registers < 0:
+            raise ValueError(f"model.registers={self.registers} must be 0 or more")
+        if not 0 <= self.context_noise < 1:
+            raise ValueError(f"model.context_noise={self.context_noise} must be from 0 to below 1")

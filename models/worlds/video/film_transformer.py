@@ -7,6 +7,8 @@ Dreamer 4 (2025, arXiv:2509.24527): in turn, attention over the tokens of each f
     x = x + gate attention(norm(x));   x = x + gate mlp(norm(x))
     norm(x) = rmsnorm(x) (1 + scale) + shift        scale, shift and gate of the frame's condition
 
+or, without conditions, with a scale that is learned and no shift and no gate.
+
 Keys of frames that are past are kept as they were before rotation, and rotated anew at each step by
 where they lie among those that are kept: a film of any length stays within the positions that were
 trained on. What falls out of the window is dropped, but for the first `sinks` frames.
@@ -16,6 +18,7 @@ Dimensions: b films, t frames, s tokens of a frame, d width, h heads, hd head wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,57 +120,73 @@ def unit(x: Float[Tensor, "b n h hd"]) -> Float[Tensor, "b n h hd"]:
 
 
 class Block(nn.Module):
-    """Attention over space or time, then an MLP, both told the condition of the frame."""
+    """Attention over space or time, then an MLP.
 
-    def __init__(self, config: FilmTransformerConfig, over_time: bool) -> None:
+    Args:
+        conditioned: both are told the condition of the frame.
+    """
+
+    def __init__(self, config: FilmTransformerConfig, over_time: bool, conditioned: bool) -> None:
         super().__init__()
         d = config.dim
         self.attention = (TimeAttention if over_time else SpaceAttention)(config)
         self.enter = nn.Linear(d, config.mlp_ratio * d)
         self.leave = nn.Linear(config.mlp_ratio * d, d)
-        self.modulation = nn.Linear(d, 6 * d)
+        self.modulation = nn.Linear(d, 6 * d) if conditioned else None
+        self.norms = None if conditioned else nn.ModuleList(nn.RMSNorm(d) for _ in range(2))
 
     def forward(
-        self, x: Float[Tensor, "b t s d"], c: Float[Tensor, "b t d"], past: tuple | None = None
+        self,
+        x: Float[Tensor, "b t s d"],
+        c: Float[Tensor, "b t d"] | None,
+        past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "b t s d"], tuple[Tensor, Tensor] | None]:
-        told = self.modulation(F.silu(c))[:, :, None].chunk(6, dim=-1)  # each [b, t, 1, d]
-        kept = None
-        shown = modulated(x, told[0], told[1])
+        told: Sequence[Tensor | float] = (0.0, 0.0, 1.0) * 2
+        if self.modulation is not None:
+            assert c is not None
+            told = self.modulation(F.silu(c))[:, :, None].chunk(6, dim=-1)  # each [b, t, 1, d]
+        kept, shown = None, self.normed(x, 0, told)
         if isinstance(self.attention, TimeAttention):
             mixed, kept = self.attention(shown, past)
         else:
             mixed = self.attention(shown)
         x = x + told[2] * mixed
-        hidden = F.gelu(self.enter(modulated(x, told[3], told[4])), approximate="tanh")
+        hidden = F.gelu(self.enter(self.normed(x, 1, told)), approximate="tanh")
         return x + told[5] * self.leave(hidden), kept
 
-
-def modulated(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:]) * (1 + scale) + shift
+    def normed(self, x: Tensor, which: int, told: Sequence[Tensor | float]) -> Tensor:
+        """What attention (0) or the MLP (1) sees."""
+        if self.norms is not None:
+            return self.norms[which](x)
+        return F.rms_norm(x, x.shape[-1:]) * (1 + told[3 * which]) + told[3 * which + 1]
 
 
 class FilmTransformer(nn.Module):
-    """Blocks over space, every `time_every`th over time."""
+    """Blocks over space, every `time_every`th over time.
 
-    def __init__(self, config: FilmTransformerConfig) -> None:
+    Args:
+        conditioned: each frame has a condition.
+    """
+
+    def __init__(self, config: FilmTransformerConfig, conditioned: bool = True) -> None:
         super().__init__()
         every = config.time_every
         self.blocks = nn.ModuleList(
-            Block(config, over_time=i % every == every - 1) for i in range(config.depth)
+            Block(config, i % every == every - 1, conditioned) for i in range(config.depth)
         )
 
     @torch.no_grad()
     def silence(self) -> None:
         """Every block does nothing at first."""
         for block in self.blocks:
-            assert isinstance(block, Block)
+            assert isinstance(block, Block) and block.modulation is not None
             for parameter in block.modulation.parameters():
                 parameter.zero_()
 
     def forward(
         self,
         x: Float[Tensor, "b t s d"],
-        c: Float[Tensor, "b t d"],
+        c: Float[Tensor, "b t d"] | None,
         cache: FilmCache | None = None,
     ) -> tuple[Float[Tensor, "b t s d"], FilmCache]:
         """Tokens of frames that follow those in the cache, and the cache with them.

@@ -1,0 +1,141 @@
+"""Dreamer 4's step: most clips are told clean from any noise, some learn to take larger steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.worlds.video.config import Dreamer4Config, FilmTransformerConfig
+from models.worlds.video.dreamer4 import TOLD, Dreamer4
+from models.worlds.video.noise import normal
+from models.worlds.video.shortcut import between
+from tests.helpers import SMALL_PINFALL, SMALL_WORLD
+from tests.models.test_film_transformer import WINDOW, clip, drawn
+from training.config import compose
+from training.distributed import Processes
+from training.errors import UserError
+from training.recipes import dreamer4
+
+
+def recipe(*overrides: str):
+    config = compose([*SMALL_PINFALL["dreamer4"], *SMALL_WORLD, *overrides])
+    return dreamer4.build(config, Processes(), torch.device("cpu"))
+
+
+def dreamer(**changes: object) -> Dreamer4:
+    layers = FilmTransformerConfig(12, 4, 2, window=WINDOW, time_every=2)
+    sizes = {"channels": 3, "image_size": 8, "actions": 3, "steps": 2, "outcome_width": 4,
+             "transformer": layers}  # fmt: skip
+    return drawn(Dreamer4(Dreamer4Config(**(sizes | changes))))  # type: ignore
+
+
+@torch.no_grad()
+def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again() -> None:
+    model, (frames, actions) = dreamer(), clip(4)
+    episodes, most = torch.tensor([3, 8]), model.most
+    level = round(0.9 * most)
+    memory = model.init_cache(frames, actions, episodes, seed=5)
+    past, done = frames * 2 - 1, torch.nn.functional.pad(actions, (1, 0), value=3)
+    noise = [normal(5, episodes, (i, 1), (3, 8, 8)) for i in range(14)]
+    for count in range(10):
+        action = torch.tensor([count % 3, (count + 1) % 3])
+        found, memory = model.step(memory, action)
+        done = torch.cat([done, action[:, None]], dim=1)
+        t = past.shape[1]
+        tau, stride = torch.full((2, t), level), torch.ones(2, t, dtype=torch.long)
+        shown = between(torch.stack(noise[:t], 1), past, tau, most)
+        z = normal(5, episodes, (t, 0), (3, 8, 8))[:, None]
+        for now, size in ((0, 4), (4, 4)):
+            new = torch.full((2, 1), now), torch.full((2, 1), size)
+            told, _ = model(torch.cat([shown, z], 1), torch.cat([tau, new[0]], 1),
+                            torch.cat([stride, new[1]], 1), done)  # fmt: skip
+            z = told[:, -1:] if now else z + (told[:, -1:] - z) * 0.5
+        z = z.clamp(-1, 1)
+        torch.testing.assert_close(found, (z[:, 0] + 1) / 2, atol=2e-3, rtol=0)
+        past = torch.cat([past, z], dim=1)
+    assert memory.cache.frames == WINDOW - 1
+
+
+@torch.no_grad()
+def test_what_is_told_depends_on_the_signal_the_step_and_the_action_of_its_frame() -> None:
+    model, (frames, actions) = dreamer(), clip(3)
+    before = torch.nn.functional.pad(actions, (1, 0), value=3)
+    tau, stride = torch.full((2, 3), 4), torch.ones(2, 3, dtype=torch.long)
+    base = model(frames, tau, stride, before)[0]
+    other = before.clone()
+    other[:, 1] = (other[:, 1] + 1) % 3
+    for moved in (
+        model(frames, tau + torch.tensor([0, 1, 0]), stride, before)[0],
+        model(frames, tau, stride * torch.tensor([1, 2, 1]), before)[0],
+        model(frames, tau, stride, other)[0],
+    ):
+        changed = (moved - base).abs().amax((0, 2, 3, 4)) > 1e-6
+        assert changed.tolist() == [False, True, True]
+    assert model.place.shape[0] == TOLD + 4 + 1
+
+
+def test_most_clips_learn_the_smallest_step_and_a_quarter_learns_larger_ones_later() -> None:
+    made = recipe("data.batch_size=64", "recipe.jumps_after=0.5", "loop.steps=10")
+    batch = made.trainer.to_device(made.data.batch(0))
+    asked: list[tuple[int, bool, set[int]]] = []
+    forward = made.model.forward
+
+    def noted(z, tau, stride, before, cache=None):
+        assert (tau % stride == 0).all() and (tau + stride <= 8).all()
+        asked.append((len(z), torch.is_grad_enabled(), set(stride.flatten().tolist())))
+        return forward(z, tau, stride, before, cache)
+
+    made.model.forward = noted
+    made.loss(made.see(batch), batch["actions"], torch.arange(64))
+    assert asked == [(64, True, {1})]
+    asked.clear()
+    made.trainer.count = 5
+    made.loss(made.see(batch), batch["actions"], torch.arange(64))
+    small, large, *halves = asked
+    assert small[1:] == (True, {1}) and large[1:] == (True, {2, 4, 8})
+    assert 12 <= large[0] <= 20 and small[0] + large[0] == 64
+    assert [half[:2] for half in halves] == [(large[0], False)] * 2
+    assert halves[0][2] == halves[1][2] == {1, 2, 4}
+
+
+def test_every_process_goes_through_the_same_passes_whatever_its_clips() -> None:
+    made, calls = recipe("data.batch_size=4"), []
+    forward = made.model.forward
+
+    def noted(*given):
+        calls.append(len(given[0]))
+        return forward(*given)
+
+    made.model.forward = noted
+    batch = made.trainer.to_device(made.data.batch(0))
+    counts = set()
+    for first in range(40):  # of clips, one at a time: it jumps, or it does not
+        calls.clear()
+        made.loss(made.see(batch)[:1], batch["actions"][:1], torch.tensor([first]))
+        counts.add(len(calls))
+    assert counts == {4}
+
+
+def test_a_step_learns_and_dreams_send_nothing_back() -> None:
+    made = recipe()
+    first = [float(made.step(made.data.batch(i))["train/frame"]) for i in range(3)]
+    assert len(set(first)) == 3
+    before = [p.clone() for p in made.model.parameters()]
+    metrics = made.evaluate(final=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
+    assert {"eval/error/5", "eval/pairs/error/5", "eval/separation"} <= metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.most=6", r"model\.most=6 must be a power of two"),
+        ("model.steps=3", r"model\.steps=3 must divide model\.most=8"),
+        ("model.context_noise=1", r"model\.context_noise=1.* must be from 0 to below 1"),
+        ("recipe.jumps=1.5", r"recipe\.jumps=1\.5"),
+        ("model.registers=-1", r"model\.registers=-1 must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        recipe(override)

@@ -1,0 +1,121 @@
+"""Clean frames told from any noise, in steps of any size: `recipe=dreamer4`.
+
+Dreamer 4 (2025, arXiv:2509.24527), the dynamics. One step, with clips of T frames whose noise and
+step are each frame's own:
+
+    most clips      tau on the finest grid, d the smallest step: |f(z, tau, d) - x|^2
+    recipe.jumps    d = 2, 4, .. smallest steps: what two steps of d / 2 reach, without a gradient
+    loss            = mean of (0.9 tau + 0.1) of either                       (shortcut.py)
+
+Larger steps are taught from `recipe.jumps_after` of the run on, when the smallest have been
+learned. What differs: errors are not divided by their running root mean square.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.worlds.video.dreamer4 import Dreamer4
+from models.worlds.video.noise import normal
+from models.worlds.video.shortcut import draw_levels, shortcut_loss
+from training.data.pinfall import PinfallData
+from training.distributed import Processes
+from training.estimate import Estimate
+from training.recipes.config_worlds import Dreamer4RecipeConfig
+from training.recipes.video_world import FRAMEWORK as FRAMEWORK
+from training.recipes.video_world import (
+    VideoWorldTraining,
+    check_clips,
+    check_world,
+    clips_on_meta,
+    fill_shapes,
+    open_world_data,
+    world_estimate,
+)
+from training.schema import TrainConfig
+from training.seeding import stream_seed
+
+GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
+
+
+class Dreamer4Training(VideoWorldTraining):
+    """Trains the transformer."""
+
+    model: Dreamer4
+
+    def __init__(
+        self, config: TrainConfig, data: PinfallData, processes: Processes, device: torch.device
+    ) -> None:
+        assert isinstance(config.recipe, Dreamer4RecipeConfig)
+        self.recipe = config.recipe
+        filled = fill_shapes(config)
+        super().__init__(
+            config,
+            data,
+            processes,
+            device,
+            lambda: Dreamer4(filled),
+            estimate(config).flops_per_step,
+        )
+
+    def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
+        seed, x = stream_seed(self.config.seed, "noise"), frames * 2 - 1
+        most, t = self.model.most, x.shape[1]
+        share = (1 + (normal(seed, rows, (0,), (t, 2)) / 2**0.5).erf()) / 2  # uniform
+        eps = normal(seed, rows, (1,), x.shape[1:])
+        before = F.pad(actions, (1, 0), value=self.model.actions)
+        total = x.new_zeros(())
+        for large, chosen in self.kinds(rows):  # told together: larger steps need two more passes
+            own = chosen.any()
+            part = chosen if own else torch.arange(len(x), device=x.device) == 0
+            if large:
+                tau, d = draw_levels(share[part], most, least=2)
+            else:
+                tau = (share[part][..., 1] * most).long().clamp(max=most - 1)
+                d = torch.ones_like(tau)
+            done = before[part]
+
+            def tell(z: Tensor, tau: Tensor, stride: Tensor, done: Tensor = done) -> Tensor:
+                return self.model(z, tau, stride, done)[0]
+
+            flow, jump = shortcut_loss(tell, eps[part], x[part], tau, d, most)
+            total = total + own * (flow + jump).mean(1).sum()
+        return total / len(x)
+
+    def kinds(self, rows: Tensor) -> list[tuple[bool, Tensor]]:
+        """Whether steps are large, and which clips learn them; the same whatever else is in the
+        batch. A kind that there is, every process goes through, with a clip of its own or not."""
+        early = self.trainer.count < self.recipe.jumps_after * self.config.loop.steps
+        share = 0.0 if early or self.model.most == 1 else self.recipe.jumps
+        large = (rows.double() * GOLDEN) % 1 < share
+        found = [(False, ~large)] if share < 1 else []
+        return [*found, (True, large)] if share else found
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    check_world(config, "dreamer4", getattr(config.model, "patch", 1))
+    check_clips(config)
+
+
+def build(config: TrainConfig, processes: Processes, device: torch.device) -> Dreamer4Training:
+    """The recipe of `config` with its data, its model initialised on `device`."""
+    check(config)
+    return Dreamer4Training(config, open_world_data(config, processes), processes, device)
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Sizes of the run, from the meta device, without the passes that teach larger steps."""
+    check(config)
+    with torch.device("meta"):
+        model = Dreamer4(fill_shapes(config))
+    x, actions = clips_on_meta(config)
+
+    def loss() -> Tensor:
+        tau = torch.zeros(x.shape[:2], dtype=torch.long, device="meta")
+        told, _ = model(x, tau, tau + 1, F.pad(actions, (1, 0)))
+        return told.square().mean()
+
+    return world_estimate(config, model, loss)
