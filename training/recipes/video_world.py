@@ -43,6 +43,7 @@ from training.torch_step import Batch, TorchStep, build_on
 
 FRAMEWORK = "torch"
 CHANNELS = 3
+OUTCOME = 0.05  # weight of rewards and ends: Adam does not mind it, clipping with the rest does
 FORKS = 256  # dreams of a ball that may go either way
 BANK = 2000  # clips of the training data that are searched for one that is alike
 OTHER = "error/", "over_copy/", "alive/"  # what is told of other balls than were trained on
@@ -217,7 +218,7 @@ class VideoWorldTraining:
         for name, value in terms.items():  # the mean over the parts of a batch
             part = value.detach() / self.config.optim.accumulate
             self.terms[name] = self.terms.get(name, 0.0) + part
-        return terms["frame"] + terms["outcome"]
+        return terms["frame"] + OUTCOME * terms["outcome"]
 
     def see(self, parts: Batch) -> Tensor:
         """Frames [b, T, 3, s, s] in [0, 1]."""
