@@ -21,7 +21,6 @@ from models.worlds.video.config import DiamondConfig
 from models.worlds.video.diamond import Diamond
 from models.worlds.video.noise import normal
 from training.data.config_worlds import Variant
-from training.data.pinfall import PinfallData
 from training.distributed import Processes
 from training.estimate import Estimate
 from training.evaluation.dreams import forked
@@ -43,22 +42,9 @@ from training.seeding import stream_seed
 class DiamondTraining(VideoWorldTraining):
     """Trains the denoiser."""
 
+    kind = Diamond
     model: Diamond
-
-    def __init__(
-        self, config: TrainConfig, data: PinfallData, processes: Processes, device: torch.device
-    ) -> None:
-        assert isinstance(config.recipe, DiamondRecipeConfig)
-        self.recipe = config.recipe
-        filled = fill_shapes(config)
-        super().__init__(
-            config,
-            data,
-            processes,
-            device,
-            lambda: Diamond(filled),
-            estimate(config).flops_per_step,
-        )
+    recipe: DiamondRecipeConfig
 
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
         seed = stream_seed(self.config.seed, "noise")
@@ -112,7 +98,9 @@ def check(config: TrainConfig) -> None:
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> DiamondTraining:
     """The recipe of `config` with its data, its model initialised on `device`."""
     check(config)
-    return DiamondTraining(config, open_world_data(config, processes), processes, device)
+    flops = estimate(config).flops_per_step
+    data = open_world_data(config, processes)
+    return DiamondTraining(config, data, processes, device, flops)
 
 
 def estimate(config: TrainConfig) -> Estimate:

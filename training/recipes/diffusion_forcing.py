@@ -19,7 +19,6 @@ from torch import Tensor
 from models.worlds.video.diffusion_forcing import DiffusionForcing
 from models.worlds.video.noise import normal
 from models.worlds.video.schedules import LEVELS, noised, snr_weight, velocity
-from training.data.pinfall import PinfallData
 from training.distributed import Processes
 from training.estimate import Estimate
 from training.recipes.config_worlds import DiffusionForcingRecipeConfig
@@ -40,22 +39,9 @@ from training.seeding import stream_seed
 class DiffusionForcingTraining(VideoWorldTraining):
     """Trains the transformer."""
 
+    kind = DiffusionForcing
     model: DiffusionForcing
-
-    def __init__(
-        self, config: TrainConfig, data: PinfallData, processes: Processes, device: torch.device
-    ) -> None:
-        assert isinstance(config.recipe, DiffusionForcingRecipeConfig)
-        self.recipe = config.recipe
-        filled = fill_shapes(config)
-        super().__init__(
-            config,
-            data,
-            processes,
-            device,
-            lambda: DiffusionForcing(filled),
-            estimate(config).flops_per_step,
-        )
+    recipe: DiffusionForcingRecipeConfig
 
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
         seed, x = stream_seed(self.config.seed, "noise"), frames * 2 - 1
@@ -81,7 +67,9 @@ def build(
 ) -> DiffusionForcingTraining:
     """The recipe of `config` with its data, its model initialised on `device`."""
     check(config)
-    return DiffusionForcingTraining(config, open_world_data(config, processes), processes, device)
+    flops = estimate(config).flops_per_step
+    data = open_world_data(config, processes)
+    return DiffusionForcingTraining(config, data, processes, device, flops)
 
 
 def estimate(config: TrainConfig) -> Estimate:

@@ -20,7 +20,6 @@ from torch import Tensor
 from models.worlds.video.dreamer4 import Dreamer4
 from models.worlds.video.noise import normal
 from models.worlds.video.shortcut import draw_levels, shortcut_loss
-from training.data.pinfall import PinfallData
 from training.distributed import Processes
 from training.estimate import Estimate
 from training.recipes.config_worlds import Dreamer4RecipeConfig
@@ -43,22 +42,9 @@ GOLDEN = 0.6180339887498949  # its multiples, modulo 1, are spread evenly
 class Dreamer4Training(VideoWorldTraining):
     """Trains the transformer."""
 
+    kind = Dreamer4
     model: Dreamer4
-
-    def __init__(
-        self, config: TrainConfig, data: PinfallData, processes: Processes, device: torch.device
-    ) -> None:
-        assert isinstance(config.recipe, Dreamer4RecipeConfig)
-        self.recipe = config.recipe
-        filled = fill_shapes(config)
-        super().__init__(
-            config,
-            data,
-            processes,
-            device,
-            lambda: Dreamer4(filled),
-            estimate(config).flops_per_step,
-        )
+    recipe: Dreamer4RecipeConfig
 
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
         seed, x = stream_seed(self.config.seed, "noise"), frames * 2 - 1
@@ -103,7 +89,9 @@ def check(config: TrainConfig) -> None:
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> Dreamer4Training:
     """The recipe of `config` with its data, its model initialised on `device`."""
     check(config)
-    return Dreamer4Training(config, open_world_data(config, processes), processes, device)
+    flops = estimate(config).flops_per_step
+    data = open_world_data(config, processes)
+    return Dreamer4Training(config, data, processes, device, flops)
 
 
 def estimate(config: TrainConfig) -> Estimate:

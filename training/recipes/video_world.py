@@ -149,15 +149,16 @@ class Blind:
 class VideoWorldTraining:
     """Trains one model that is asked for the next frame.
 
-    Args:
-        build: the model, on whatever device is current; it has `initialise(generator)`.
+    A subclass names the model's class, which has `initialise(generator)`.
     """
 
     framework = FRAMEWORK
     unit = "frames"
     remedy = "Lower optim.lr, or set optim.clip_norm"
     alarm: str | None = None
+    kind: Callable[[Any], nn.Module]
     model: Any
+    recipe: Any
 
     def __init__(
         self,
@@ -165,14 +166,14 @@ class VideoWorldTraining:
         data: PinfallData,
         processes: Processes,
         device: torch.device,
-        build: Callable[[], nn.Module],
         flops_per_step: float,
     ) -> None:
         assert isinstance(config.recipe, VideoWorldConfig)
-        self.config, self.objective, self.data = config, config.recipe, data
+        self.config, self.recipe, self.data = config, config.recipe, data
         self.processes, self.flops_per_step = processes, flops_per_step
         self.units_per_step = data.config.batch_size * data.config.seq_len
-        self.model = build_on(device, build, self.initialise)
+        filled = fill_shapes(config)
+        self.model = build_on(device, lambda: type(self).kind(filled), self.initialise)
         self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.trainer = TorchStep(
             self.model, [], config.optim, config.scale, processes, config.loop.steps
@@ -206,7 +207,7 @@ class VideoWorldTraining:
 
     def batch_loss(self, batch: Batch) -> Tensor:
         actions = batch["actions"]
-        if self.objective.blind:
+        if self.recipe.blind:
             actions = torch.zeros_like(actions)
         frames = self.see(batch)
         told = self.model.outcome(*steps_of(frames, actions))
@@ -246,7 +247,7 @@ class VideoWorldTraining:
 
     def exam(self, split: Split = Split.shown) -> Exam:
         context = self.model.context
-        clips = self.data.heldout(self.objective.dreams, context + self.objective.horizon, split)
+        clips = self.data.heldout(self.recipe.dreams, context + self.recipe.horizon, split)
         return Exam(clips, self.watch(clips), context, self.data.config.variant)
 
     @torch.no_grad()
@@ -254,11 +255,11 @@ class VideoWorldTraining:
         """Errors of dreams; those on other balls, retrieval and latency too, if `final`."""
         exam = self.exam()
         with self.whole_model():
-            world = Blind(self.model) if self.objective.blind else self.model
+            world = Blind(self.model) if self.recipe.blind else self.model
             found, series, told = judge(world, exam)
             found |= outcomes(world, exam)
             if final:
-                for split in self.objective.splits:
+                for split in self.recipe.splits:
                     other, _, _ = judge(world, self.exam(split), steering=False)
                     found |= {f"{split}/{k}": v for k, v in other.items() if k.startswith(OTHER)}
                 self.found["latency"] = latency(world, exam)
