@@ -4,6 +4,7 @@ sentence."""
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import shutil
 import struct
@@ -17,14 +18,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from omegaconf import OmegaConf
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from scripts import play
 from scripts.play import Asked, Server, Stage, in_terminal
 from tests.helpers import SMALL_PINFALL, SMALL_WORLD, train
+from training.config import compose
+from training.distributed import Processes
 from training.errors import UserError
 from training.evaluation.stub_worlds import Simulator
+from training.run_directory import plain
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,24 @@ def test_a_run_that_was_just_trained_can_be_played(run: Path) -> None:
     for _ in range(3):
         other.act(2)
     assert (frame(other.message())[2] != dream).any() and frame(other.message())[3].sum() > 0
+
+
+@pytest.mark.parametrize("name", SMALL_PINFALL)
+def test_every_kind_of_world_that_was_exported_can_be_played(name: str, tmp_path: Path) -> None:
+    config = compose([*SMALL_PINFALL[name], *SMALL_WORLD])
+    recipe = importlib.import_module(f"training.recipes.{config.recipe.name}")
+    made = recipe.build(config, Processes(), torch.device("cpu"))
+    (tmp_path / "figures").mkdir()
+    made.evaluate()
+    made.export(tmp_path)
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(plain(config)))
+    game = Stage(Asked(model=str(tmp_path))).game()
+    for count in range(1, 20):  # further than any window
+        game.act(count % 3)
+        assert frame(game.message())[0] == count
+    weights = made.model.state_dict()
+    opened = game.world.model.state_dict()
+    assert all(torch.equal(weights[key], opened[key]) for key in weights)
 
 
 def test_fifty_actions_give_fifty_frames_and_the_paddle_obeys(server: Server) -> None:
