@@ -47,10 +47,12 @@ from training.recipes.config import (
     MemoryBudgetConfig,
     TTTE2ERecipeConfig,
 )
-from training.recipes.config_worlds import (
+from training.recipes.config_video import (
     DiamondRecipeConfig,
     DiffusionForcingRecipeConfig,
     Dreamer4RecipeConfig,
+)
+from training.recipes.config_worlds import (
     IJEPARecipeConfig,
     JEPAPlanningConfig,
     JEPAVideoMaskedRecipeConfig,

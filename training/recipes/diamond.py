@@ -24,7 +24,7 @@ from training.data.config_worlds import Variant
 from training.distributed import Processes
 from training.estimate import Estimate
 from training.evaluation.dreams import forked
-from training.recipes.config_worlds import DiamondRecipeConfig
+from training.recipes.config_video import DiamondRecipeConfig
 from training.recipes.video_world import (
     FORKS,
     VideoWorldTraining,

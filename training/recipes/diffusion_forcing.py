@@ -21,7 +21,7 @@ from models.worlds.video.noise import normal
 from models.worlds.video.schedules import LEVELS, noised, snr_weight, velocity
 from training.distributed import Processes
 from training.estimate import Estimate
-from training.recipes.config_worlds import DiffusionForcingRecipeConfig
+from training.recipes.config_video import DiffusionForcingRecipeConfig
 from training.recipes.video_world import FRAMEWORK as FRAMEWORK
 from training.recipes.video_world import (
     VideoWorldTraining,

@@ -22,7 +22,7 @@ from models.worlds.video.noise import normal
 from models.worlds.video.shortcut import draw_levels, shortcut_loss
 from training.distributed import Processes
 from training.estimate import Estimate
-from training.recipes.config_worlds import Dreamer4RecipeConfig
+from training.recipes.config_video import Dreamer4RecipeConfig
 from training.recipes.video_world import FRAMEWORK as FRAMEWORK
 from training.recipes.video_world import (
     VideoWorldTraining,

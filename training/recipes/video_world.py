@@ -36,7 +36,7 @@ from training.evaluation.stub_worlds import Retrieval
 from training.exchange import write_model
 from training.files import write_atomic
 from training.recipes.config import check_parts, with_decided
-from training.recipes.config_worlds import VideoWorldConfig
+from training.recipes.config_video import VideoWorldConfig
 from training.schema import TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on

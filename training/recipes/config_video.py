@@ -1,0 +1,75 @@
+"""Configuration of the recipes whose models draw a world. Loads no framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from training.data.config_worlds import Split
+from training.fields import above, at_least, within
+from training.recipes.config import RecipeConfig
+
+
+@dataclass
+class VideoWorldConfig(RecipeConfig):
+    """What recipes of models that draw a world have in common: how they are judged."""
+
+    blind: bool = False
+    "Train and judge without actions: the control that cannot be steered."
+    dreams: int = 64
+    "Held-out clips that are dreamed on from."
+    horizon: int = 30
+    "Frames of a dream."
+    splits: list[Split] = field(default_factory=list)
+    "Other balls that dreams are judged on at the end: speed, size, pairs."
+
+    def __post_init__(self) -> None:
+        at_least(self, "recipe", 2, "dreams")
+        at_least(self, "recipe", 5, "horizon")
+
+
+@dataclass
+class DiamondRecipeConfig(VideoWorldConfig):
+    """The next frame, drawn by diffusion beside the frames before it."""
+
+    name: str = "diamond"
+    "Which recipe: the stem of its file."
+    context_noise: float = 0.0
+    "Largest standard deviation of noise on the frames that are seen, in training."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 0, "context_noise")
+
+
+@dataclass
+class DiffusionForcingRecipeConfig(VideoWorldConfig):
+    """Films whose frames are each as noisy as they like."""
+
+    name: str = "diffusion_forcing"
+    "Which recipe: the stem of its file."
+    snr_clip: float = 5.0
+    "Signal over noise from which on a level counts no less."
+    fade: float | None = 0.96
+    "How much of the signal of the frames before counts for a frame; null: none of it."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above(self, "recipe", 0, "snr_clip")
+        if self.fade is not None:
+            within(self, "recipe", 0.0, 1.0, "fade")
+
+
+@dataclass
+class Dreamer4RecipeConfig(VideoWorldConfig):
+    """Clean frames told from any noise, in steps of any size."""
+
+    name: str = "dreamer4"
+    "Which recipe: the stem of its file."
+    jumps: float = 0.25
+    "Share of the clips that learn larger steps from two smaller ones."
+    jumps_after: float = 0.3
+    "Share of the run before that: what is taught must have been learned."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, "recipe", 0.0, 1.0, "jumps", "jumps_after")
