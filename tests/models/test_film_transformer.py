@@ -20,7 +20,6 @@ from models.worlds.video.schedules import (
     LEVELS,
     ddim_levels,
     noised,
-    pyramid,
     signal,
     snr_weight,
     told_apart,
@@ -172,17 +171,6 @@ def test_weights_are_those_of_min_snr_and_grow_with_the_signal_before() -> None:
     before = (1 - g) * c[:, 0]
     fused = [1 - (1 - g * before) * (1 - y[:, 1]) for y in (c, n)]
     torch.testing.assert_close(snr_weight(abar, fade=g)[:, 1], 5 * fused[0] / (5 * fused[1] + 1))
-
-
-def test_a_rollout_goes_from_all_noise_to_none_in_any_order() -> None:
-    for uncertainty, rows in ((0, 5), (1, 8), (4, 17)):
-        table = pyramid(4, 4, uncertainty)
-        assert len(table) == rows
-        assert (table[0] == 4).all() and (table[-1] == 0).all()
-        assert (table.diff(dim=0) <= 0).all() and (table.diff(dim=1) >= 0).all()
-    assert pyramid(3, 2, 2).tolist() == [
-        [2, 2, 2], [1, 2, 2], [0, 2, 2], [0, 1, 2], [0, 0, 2], [0, 0, 1], [0, 0, 0]
-    ]  # fmt: skip
 
 
 # Diffusion Forcing

@@ -43,8 +43,6 @@ GRAVITY = 0.04
 HUES = torch.tensor(
     [[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], dtype=torch.float64
 )
-
-
 BALLS = {Variant.collide: 3}  # one in the other variants
 
 
@@ -73,9 +71,6 @@ class State(NamedTuple):
     plate: Float64[Tensor, " n"]
     hang: Int64[Tensor, " n"]
     missed: Bool[Tensor, "n k"]
-
-    def to(self, device: torch.device) -> State:
-        return State(*(part.to(device) for part in self))
 
     def where(self, chosen: Bool[Tensor, " n"], other: State) -> State:
         """This state's rows where `chosen`, the other's elsewhere."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.worlds.video.diffusion_forcing import DiffusionForcing
-from models.worlds.video.noise import normal
+from models.worlds.video.noise import even, normal
 from models.worlds.video.schedules import LEVELS, noised, snr_weight, velocity
 from training.distributed import Processes
 from training.estimate import Estimate
@@ -45,8 +45,7 @@ class DiffusionForcingTraining(VideoWorldTraining):
 
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
         seed, x = stream_seed(self.config.seed, "noise"), frames * 2 - 1
-        share = (1 + (normal(seed, rows, (0,), x.shape[1:2]) / 2**0.5).erf()) / 2  # uniform
-        level = (share * LEVELS).long().clamp(max=LEVELS - 1)
+        level = (even(seed, rows, (0,), x.shape[1:2]) * LEVELS).long().clamp(max=LEVELS - 1)
         eps = normal(seed, rows, (1,), x.shape[1:])
         abar = self.model.abar[level]  # [b, t]
         wide = abar[..., None, None, None]

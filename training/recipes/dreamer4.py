@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.worlds.video.dreamer4 import Dreamer4
-from models.worlds.video.noise import normal
+from models.worlds.video.noise import even, normal
 from models.worlds.video.shortcut import draw_levels, shortcut_loss
 from training.distributed import Processes
 from training.estimate import Estimate
@@ -49,7 +49,7 @@ class Dreamer4Training(VideoWorldTraining):
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
         seed, x = stream_seed(self.config.seed, "noise"), frames * 2 - 1
         most, t = self.model.most, x.shape[1]
-        share = (1 + (normal(seed, rows, (0,), (t, 2)) / 2**0.5).erf()) / 2  # uniform
+        share = even(seed, rows, (0,), (t, 2))
         eps = normal(seed, rows, (1,), x.shape[1:])
         before = F.pad(actions, (1, 0), value=self.model.actions)
         total = x.new_zeros(())

@@ -37,7 +37,7 @@ from models.worlds.initialise import init_uniform
 from models.worlds.video.config import DiamondConfig
 from models.worlds.video.edm import karras_grid, precondition
 from models.worlds.video.noise import normal
-from models.worlds.video.outcome import Outcome
+from models.worlds.video.outcome import DrawnWorld
 from models.worlds.video.unet import Residual, SelfAttention, UNet, groups_of
 from models.worlds.video.world import check_actions, check_seen
 
@@ -56,26 +56,22 @@ class Context:
     count: int  # frames drawn so far
 
 
-class Diamond(nn.Module):
+class Diamond(DrawnWorld):
     """The denoiser, and the world that it makes."""
 
+    config: DiamondConfig
+
     def __init__(self, config: DiamondConfig) -> None:
-        super().__init__()
-        if config.channels is None or config.actions is None or config.image_size is None:
-            raise ValueError("model.channels, model.image_size and model.actions must be known")
-        self.config, self.context = config, config.context
+        super().__init__(config)
         wide, e = config.widths[0], config.condition
         self.frequencies = nn.Buffer(torch.empty(e // 2))
-        self.action = nn.Embedding(config.actions, e // config.context)
+        self.action = nn.Embedding(self.actions, e // config.context)
         self.condition = nn.Sequential(nn.Linear(e, e), nn.SiLU(), nn.Linear(e, e))
-        pixels = config.channels * config.patch**2
+        pixels = self.channels * config.patch**2
         self.enter = nn.Conv2d((config.context + 1) * pixels, wide, 3, padding=1)
         self.unet = UNet(config.widths, config.depth, e, config.attention)
         self.norm = nn.GroupNorm(groups_of(wide), wide)
         self.leave = nn.Conv2d(wide, pixels, 3, padding=1)
-        self.outcomes = Outcome(
-            config.channels, config.actions, config.image_size, config.outcome_width
-        )
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
@@ -110,16 +106,6 @@ class Diamond(nn.Module):
         x = self.enter(x.contiguous(memory_format=torch.channels_last))
         x = self.unet(x, self.condition(told))
         return F.pixel_shuffle(self.leave(F.silu(self.norm(x))), config.patch)
-
-    def outcome(
-        self,
-        before: Float[Tensor, "b 2 c h w"],
-        action: Int64[Tensor, " b"],
-        after: Float[Tensor, "b c h w"],
-    ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 2"]]:
-        """Logits of the sign of the reward (-1, 0, 1), and of going on or ending; of two frames in
-        [0, 1], what was done then, and the frame that followed."""
-        return self.outcomes(before * 2 - 1, action, after * 2 - 1)
 
     def denoise(
         self,
@@ -164,10 +150,9 @@ class Diamond(nn.Module):
         seed: int = 0,
     ) -> Context:
         """The last `context` of some frames in [0, 1]."""
-        n, config = self.context, self.config
-        assert config.channels is not None and config.image_size is not None
-        check_seen(frames, actions, n, config.channels, config.image_size)
-        check_actions(actions, self.action.num_embeddings)
+        n = self.context
+        check_seen(frames, actions, n, self.channels, self.size)
+        check_actions(actions, self.actions)
         kept = actions[:, frames.shape[1] - n :]
         return Context(frames[:, -n:] * 2 - 1, kept, episodes, seed, 0)
 
@@ -177,7 +162,7 @@ class Diamond(nn.Module):
     ) -> tuple[Float[Tensor, "b c h w"], Context]:
         """The next frame in [0, 1], drawn in `config.steps` steps."""
         config = self.config
-        check_actions(action, self.action.num_embeddings)
+        check_actions(action, self.actions)
         actions = torch.cat([cache.actions, action[:, None]], dim=1)
         grid = karras_grid(config.steps, config.sigma_min, config.sigma_max, config.rho).tolist()
         shape = cache.frames.shape[2:]

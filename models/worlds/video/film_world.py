@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.worlds.video.config import FilmWorldConfig
 from models.worlds.video.film_transformer import FilmCache
 from models.worlds.video.noise import normal
-from models.worlds.video.outcome import Outcome
+from models.worlds.video.outcome import DrawnWorld
 from models.worlds.video.world import check_actions, check_seen
 
 DRAWN, SHOWN = 0, 1  # what noise is for: the frame itself, or how it is shown later
@@ -36,16 +35,8 @@ class Memory:
     of: int  # the model's identity: a cache is of no other
 
 
-class FilmWorld(nn.Module):
+class FilmWorld(DrawnWorld):
     """What is common to models over film transformers."""
-
-    def __init__(self, config: FilmWorldConfig) -> None:
-        super().__init__()
-        if config.channels is None or config.actions is None or config.image_size is None:
-            raise ValueError("model.channels, model.image_size and model.actions must be known")
-        self.config, self.context = config, config.context
-        self.channels, self.size, self.actions = config.channels, config.image_size, config.actions
-        self.outcomes = Outcome(self.channels, self.actions, self.size, config.outcome_width)
 
     def show(
         self,
@@ -62,16 +53,6 @@ class FilmWorld(nn.Module):
     ) -> Float[Tensor, "b 1 c h w"]:
         """A clean frame in [-1, 1]."""
         raise NotImplementedError
-
-    def outcome(
-        self,
-        before: Float[Tensor, "b 2 c h w"],
-        action: Int64[Tensor, " b"],
-        after: Float[Tensor, "b c h w"],
-    ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 2"]]:
-        """Logits of the sign of the reward (-1, 0, 1), and of going on or ending; of two frames in
-        [0, 1], what was done then, and the frame that followed."""
-        return self.outcomes(before * 2 - 1, action, after * 2 - 1)
 
     def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 c h w"]:
         """Of the next frame."""

@@ -63,3 +63,10 @@ def normal(
     length, turn = (-2 * first.log()).sqrt(), 2 * math.pi * second
     both = torch.cat([length * turn.cos(), length * turn.sin()], dim=-1)[:, :size]
     return both.float().reshape(len(both), *shape)
+
+
+def even(
+    seed: int, episodes: Int64[Tensor, " b"], counters: Sequence[int], shape: Sequence[int]
+) -> Float[Tensor, "b ..."]:
+    """The same, evenly spread over [0, 1]: how far along the normal curve each number lies."""
+    return (1 + (normal(seed, episodes, counters, shape) / 2**0.5).erf()) / 2

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from models.worlds.video.config import DiamondConfig, FilmWorldConfig
 from models.worlds.video.unet import Residual, groups_of
 
 SIGNS = 3  # of a reward: -1, 0, 1
@@ -51,6 +52,28 @@ class Outcome(nn.Module):
             x = block(x if not level else F.avg_pool2d(x, 2), told)
         logits = self.leave(F.silu(self.norm(x)).flatten(1))
         return logits[:, :SIGNS], logits[:, SIGNS:]
+
+
+class DrawnWorld(nn.Module):
+    """What every model that draws a world has: shapes that are known, and what a step is worth."""
+
+    def __init__(self, config: DiamondConfig | FilmWorldConfig) -> None:
+        super().__init__()
+        if config.channels is None or config.actions is None or config.image_size is None:
+            raise ValueError("model.channels, model.image_size and model.actions must be known")
+        self.config, self.context = config, config.context
+        self.channels, self.size, self.actions = config.channels, config.image_size, config.actions
+        self.outcomes = Outcome(self.channels, self.actions, self.size, config.outcome_width)
+
+    def outcome(
+        self,
+        before: Float[Tensor, "b 2 c h w"],
+        action: Int64[Tensor, " b"],
+        after: Float[Tensor, "b c h w"],
+    ) -> tuple[Float[Tensor, "b 3"], Float[Tensor, "b 2"]]:
+        """Logits of the sign of the reward (-1, 0, 1), and of going on or ending; of two frames in
+        [0, 1], what was done then, and the frame that followed."""
+        return self.outcomes(before * 2 - 1, action, after * 2 - 1)
 
 
 def steps_of(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from models.worlds.video.config import Schedule
@@ -87,14 +87,3 @@ def snr_weight(
         before = fade * before + (1 - fade) * now
     lacking = 1 - fade * torch.stack(sums, dim=1)
     return clip * (1 - lacking * (1 - clipped)) / (clip * (1 - lacking * (1 - whole)) + 1)
-
-
-def pyramid(frames: int, steps: int, uncertainty: float) -> Int64[Tensor, "m t"]:
-    """How noisy each frame is in each row of a rollout, in steps that are left: all, to none.
-
-    M[m, t] = clip(steps + int(t uncertainty) - m, 0, steps). uncertainty=0 denoises all frames
-    together, 1 a step apart, `steps` one after the other.
-    """
-    last = steps + int((frames - 1) * uncertainty)
-    delay = torch.tensor([int(t * uncertainty) for t in range(frames)])
-    return (steps + delay - torch.arange(last + 1)[:, None]).clamp(0, steps)
