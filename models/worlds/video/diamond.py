@@ -80,14 +80,12 @@ class Diamond(DrawnWorld):
         self.frequencies.normal_(generator=generator)
         self.action.weight.normal_(generator=generator)
         self.outcomes.action.weight.normal_(generator=generator)
-        for part in self.modules():
-            last = getattr(
-                part, {Residual: "second", SelfAttention: "out"}.get(type(part), ""), None
-            )
-            for parameter in () if last is None else last.parameters():
+        zero: list[nn.Module] = [self.leave]
+        zero += [part.second for part in self.modules() if isinstance(part, Residual)]
+        zero += [part.out for part in self.modules() if isinstance(part, SelfAttention)]
+        for layer in zero:
+            for parameter in layer.parameters():
                 parameter.zero_()
-        for parameter in self.leave.parameters():
-            parameter.zero_()
 
     def forward(
         self,
