@@ -11,7 +11,18 @@ import torch
 from training.data.config_worlds import PinfallConfig, Split, Variant
 from training.data.pinfall import Clips, PinfallData, windows
 from training.envs import pinfall
-from training.envs.pinfall import HANG, PLATE_HALF, SIZE, STRIDE, State, oracle, see, serve, step
+from training.envs.pinfall import (
+    HANG,
+    PLATE,
+    PLATE_HALF,
+    SIZE,
+    STRIDE,
+    State,
+    oracle,
+    see,
+    serve,
+    step,
+)
 from training.evaluation.dreams import Exam, forked, judge
 from training.evaluation.pinfall import first_turn, parse
 from training.evaluation.stub_worlds import (
@@ -61,7 +72,7 @@ def test_a_hit_is_worth_one_and_a_miss_ends_it() -> None:
             ).all()
             hits, ends, state = hits + (reward > 0) * live, ends | end, after
         early = ends.float().mean()
-        assert (hits.mean() > 2 and early < 0.2) if most else (hits.mean() < 1.5 and early > 0.5)
+        assert (hits.mean() > 1.5 and early < 0.2) if most else (hits.mean() < 1 and early > 0.5)
 
 
 def test_the_paddle_moves_by_its_stride_and_stops_at_the_frame() -> None:
@@ -151,6 +162,8 @@ def test_what_is_read_off_a_frame_is_the_state(size: int) -> None:
             torch.from_numpy(clips.radius)[..., None] + torch.from_numpy(clips.radius)[:, :, None]
         )
         free = (apart > reach + 1.5).all(-1)  # hues of balls that touch are mixed
+        if variant == Variant.paddle:  # so is a ball's with the paddle's white
+            free &= torch.from_numpy(clips.x[..., 1] + clips.radius) < PLATE
         off = (read.ball - torch.from_numpy(clips.x)).norm(dim=-1)
         assert off[free].max() < 0.15
         area = read.area / (torch.pi * torch.from_numpy(clips.radius).square())
@@ -161,13 +174,13 @@ def test_what_is_read_off_a_frame_is_the_state(size: int) -> None:
 
 def test_the_first_turn_is_found_between_frames() -> None:
     rng = np.random.default_rng(FRESH)
-    when, speed = rng.uniform(2.1, 6.9, 50), rng.uniform(0.5, 2, 50)
+    when, speed = rng.uniform(2.1, 6.9, 500), rng.uniform(0.5, 2, 500)
     time = np.arange(10)
     x = 20 - speed[:, None] * np.abs(time - when[:, None])
     path = torch.from_numpy(np.stack([x, np.full_like(x, 3.0)], axis=-1))
     np.testing.assert_allclose(first_turn(path), when, atol=1.0)
     inside = np.abs(when - when.round()) > 0.3
-    assert np.median(np.abs(first_turn(path).numpy() - when)[inside]) < 0.3
+    assert np.median(np.abs(first_turn(path).numpy() - when)[inside]) < 0.4
     assert first_turn(path[:, :, 1:].expand(-1, -1, 2)).isinf().all()
 
 

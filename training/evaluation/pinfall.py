@@ -15,10 +15,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from training.envs.pinfall import HUES, PLATE, PLATE_HEIGHT, SIZE
 
 FAINT = 0.15  # of what a pixel may hold, and not be counted
+WIDEST = 5.0  # pixels from where a ball is thickest, that may still be of it
 STILL = 0.2  # pixels per frame: slower is not said to have turned
 ALIVE = 0.5, 1.5  # of its area before, of a ball that is still there
 
@@ -42,6 +44,7 @@ def parse(frames: Float[Tensor, "n t 3 s s"], hue: Int64[Tensor, "n k"]) -> Pars
         pure = (frames - white[:, :, None]) / colour.clamp(min=1e-6)
         away = (pure[:, :, None] - HUES.to(frames)[:, :, None, None]).square().sum(3)
         colour = colour * (away.argmin(2)[:, :, None] == hue[:, None, :, None, None])
+        colour = colour * around_thickest(colour, unit)
     ink = (colour - FAINT).clamp(min=0)
     whole = ink.sum((-2, -1)).clamp(min=1e-6)
     x, y = ((ink.sum(i) * axis).sum(-1) / whole for i in (-2, -1))
@@ -49,6 +52,21 @@ def parse(frames: Float[Tensor, "n t 3 s s"], hue: Int64[Tensor, "n k"]) -> Pars
     bar = (white[:, :, rows] - FAINT).clamp(min=0).sum(2)
     plate = (bar * axis).sum(-1) / bar.sum(-1).clamp(min=1e-6)
     return Parsed(torch.stack([x, y], dim=-1), colour.sum((-2, -1)) * unit**2, plate)
+
+
+def around_thickest(colour: Float[Tensor, "n t k s s"], unit: float) -> Bool[Tensor, "n t k s s"]:
+    """What is near the place where most of a hue is.
+
+    Where two balls touch, their hues mix, now and then to that of a third which is elsewhere.
+    """
+    size = colour.shape[-1]
+    reach = int(2.5 / unit)  # a ball is no wider than such a window by much: one place is best
+    thick = avg_pool2d(colour.flatten(0, 1), 2 * reach + 1, stride=1, padding=reach)
+    most = thick.flatten(2).argmax(-1).unflatten(0, colour.shape[:2])
+    at = torch.stack([most // size, most % size], dim=-1)[..., None, None]  # [n, t, k, 2, 1, 1]
+    axis = torch.arange(size, device=colour.device)
+    off = (axis[:, None] - at[..., 0, :, :]).square() + (axis - at[..., 1, :, :]).square()
+    return off * unit**2 <= WIDEST**2
 
 
 def turned(v: Float[Tensor, "n t k 2"]) -> Bool[Tensor, "n t-1 k"]:
