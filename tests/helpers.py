@@ -127,6 +127,14 @@ SMALL_PINFALL = {
         "recipe.jumps_after=0",
         "data.seq_len=6",
     ],
+    "genie": [
+        "experiment=genie/pinfall",
+        "model.transformer.dim=12",
+        "model.transformer.depth=2",
+        "model.levels=[4,3]",
+        "model.steps=2",
+        "data.seq_len=6",
+    ],
 }
 "A ball and a paddle, learned from in seconds; add SMALL_WORLD."
 SMALL_WORLD = [

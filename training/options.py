@@ -17,7 +17,12 @@ from models.worlds.jepa.config import (
     LeWMConfig,
     VJEPA2ACConfig,
 )
-from models.worlds.video.config import DiamondConfig, DiffusionForcingConfig, Dreamer4Config
+from models.worlds.video.config import (
+    DiamondConfig,
+    DiffusionForcingConfig,
+    Dreamer4Config,
+    GenieConfig,
+)
 from training.data.config import (
     ConversationsConfig,
     FactsConfig,
@@ -51,6 +56,7 @@ from training.recipes.config_video import (
     DiamondRecipeConfig,
     DiffusionForcingRecipeConfig,
     Dreamer4RecipeConfig,
+    GenieRecipeConfig,
 )
 from training.recipes.config_worlds import (
     IJEPARecipeConfig,
@@ -82,6 +88,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "diamond": DiamondRecipeConfig,
         "diffusion_forcing": DiffusionForcingRecipeConfig,
         "dreamer4": Dreamer4RecipeConfig,
+        "genie": GenieRecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -95,6 +102,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "diamond": DiamondConfig,
         "diffusion_forcing": DiffusionForcingConfig,
         "dreamer4": Dreamer4Config,
+        "genie": GenieConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {

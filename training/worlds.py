@@ -15,10 +15,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from models.worlds.video.config import DiamondConfig, DiffusionForcingConfig, Dreamer4Config
+from models.worlds.video.config import (
+    DiamondConfig,
+    DiffusionForcingConfig,
+    Dreamer4Config,
+    GenieConfig,
+)
 from models.worlds.video.diamond import Diamond
 from models.worlds.video.diffusion_forcing import DiffusionForcing
 from models.worlds.video.dreamer4 import Dreamer4
+from models.worlds.video.genie import Genie
 from models.worlds.video.world import WorldModel
 from training.data.config_worlds import PinfallConfig
 from training.data.pinfall import PinfallData
@@ -30,6 +36,7 @@ KINDS = {
     "diamond": (DiamondConfig, Diamond),
     "diffusion_forcing": (DiffusionForcingConfig, DiffusionForcing),
     "dreamer4": (Dreamer4Config, Dreamer4),
+    "genie": (GenieConfig, Genie),
 }
 "Model by name -> its configuration, and what is built from it."
 NAMES = "left", "stay", "right"

@@ -24,6 +24,7 @@ CASES = {
     "masked": [*SMALL_FILMS["masked"], *SMALL_FILM],
     "diamond": [*SMALL_PINFALL["diamond"], *SMALL_WORLD],
     "dreamer4": [*SMALL_PINFALL["dreamer4"], *SMALL_WORLD],
+    "genie": [*SMALL_PINFALL["genie"], *SMALL_WORLD],
     "diffusion_forcing": [*SMALL_PINFALL["diffusion_forcing"], *SMALL_WORLD],
     "vjepa2_ac": [*SMALL_FROZEN, "recipe.policies=[]"],
 }

@@ -73,3 +73,29 @@ class Dreamer4RecipeConfig(VideoWorldConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, "recipe", 0.0, 1.0, "jumps", "jumps_after")
+
+
+@dataclass
+class GenieRecipeConfig(VideoWorldConfig):
+    """Tokens and latent actions first, then what follows from them."""
+
+    name: str = "genie"
+    "Which recipe: the stem of its file."
+    prepare: float = 0.3
+    "Share of the run in which the tokenizer and the latent actions learn; then the dynamics does."
+    clean: float = 0.5
+    "Share of the frames no token of which is masked (published: 0)."
+    masked: float = 0.5
+    "Least share of the others' tokens that are; the most is all."
+    labelled: int = 64
+    "Clips with actions by which the latent ones are told apart."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, "recipe", 0.0, 1.0, "prepare", "clean", "masked")
+        at_least(self, "recipe", 1, "labelled")
+        if self.prepare in (0.0, 1.0) or self.clean == 1:
+            raise ValueError(
+                f"recipe.prepare={self.prepare} must be between 0 and 1, and "
+                f"recipe.clean={self.clean} below 1: every part has something to learn"
+            )

@@ -157,6 +157,7 @@ class VideoWorldTraining:
     remedy = "Lower optim.lr, or set optim.clip_norm"
     alarm: str | None = None
     kind: Callable[[Any], nn.Module]
+    methods: tuple[str, ...] = ("outcome",)  # of the model that are called beside forward
     model: Any
     recipe: Any
 
@@ -181,7 +182,8 @@ class VideoWorldTraining:
         if self.trainer.sharded:
             from torch.distributed.fsdp import register_fsdp_forward_method
 
-            register_fsdp_forward_method(self.model, "outcome")
+            for method in self.methods:
+                register_fsdp_forward_method(self.model, method)
         self.found: dict[str, Any] = {}
 
     def initialise(self, model: Any) -> None:
@@ -212,14 +214,16 @@ class VideoWorldTraining:
         frames = self.see(batch)
         told = self.model.outcome(*steps_of(frames, actions))
         wanted = (batch[name][:, BEFORE - 1 :].flatten() for name in ("rewards", "ends"))
-        terms = {
-            "frame": self.loss(frames, actions, batch["row"]),
-            "outcome": outcome_loss(*told, *wanted),
-        }
-        for name, value in terms.items():  # the mean over the parts of a batch
+        frame = self.loss(frames, actions, batch["row"])
+        outcome = outcome_loss(*told, *wanted)
+        self.note(frame=frame, outcome=outcome)
+        return frame + OUTCOME * outcome
+
+    def note(self, **terms: Tensor) -> None:
+        """Terms of the loss, to be reported: their mean over the parts of a batch."""
+        for name, value in terms.items():
             part = value.detach() / self.config.optim.accumulate
             self.terms[name] = self.terms.get(name, 0.0) + part
-        return terms["frame"] + OUTCOME * terms["outcome"]
 
     def see(self, parts: Batch) -> Tensor:
         """Frames [b, T, 3, s, s] in [0, 1]."""

@@ -205,3 +205,44 @@ class Dreamer4Config(FilmWorldConfig):
             raise ValueError(f"model.registers={self.registers} must be 0 or more")
         if not 0 <= self.context_noise < 1:
             raise ValueError(f"model.context_noise={self.context_noise} must be from 0 to below 1")
+
+
+@dataclass
+class GenieConfig(FilmWorldConfig):
+    """Tokens of frames, drawn many at a time, beside actions that nobody labelled."""
+
+    name: str = "genie"
+    "Which model: the stem of its file."
+    steps: int = 8
+    "Steps in which the tokens of a frame are drawn (published: 25)."
+    levels: list[int] = field(default_factory=lambda: [8, 5, 5, 5])
+    "Levels of the numbers of a token's code: their product is how many codes there are."
+    tokenizer_depth: int = 2
+    "Blocks of the tokenizer's encoder, and of its decoder."
+    latent_levels: list[int] = field(default_factory=lambda: [2, 2, 2])
+    "Levels of a latent action's numbers; []: the dynamics is told the actions of the data."
+    latent_depth: int = 2
+    "Blocks of what tells latent actions from frames, and of what tells frames from them."
+    temperature: float = 1.0
+    "Of drawing tokens; 0 takes the likeliest."
+    choice: float = 2.0
+    "How much chance there is in which tokens are kept first."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("tokenizer_depth", "latent_depth"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        for key, least in (("levels", 1), ("latent_levels", 0)):
+            levels = getattr(self, key)
+            if len(levels) < least or any(level < 2 for level in levels):
+                raise ValueError(f"model.{key}={levels} must be numbers of 2 or more")
+        if self.latent_levels and self.latent_depth < self.transformer.time_every:
+            raise ValueError(
+                f"model.latent_depth={self.latent_depth} must be at least "
+                f"model.transformer.time_every={self.transformer.time_every}, or none of its "
+                "blocks is over time"
+            )
+        for key in ("temperature", "choice"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be 0 or more")

@@ -105,15 +105,15 @@ class DiffusionForcing(FilmWorld):
 
     def show(
         self,
-        frames: Float[Tensor, "b t c h w"],
+        z: Float[Tensor, "b t c h w"],
         before: Int64[Tensor, "b t"],
         noise: Float[Tensor, "b t c h w"],
         cache: FilmCache | None,
     ) -> FilmCache:
         """Told as if they were a little noisy; none is added."""
         label = self.config.stabilise - 1
-        level = torch.full(frames.shape[:2], label, device=frames.device)
-        shown = frames * self.abar[label].sqrt() if self.config.fade_context else frames
+        level = torch.full(z.shape[:2], label, device=z.device)
+        shown = z * self.abar[label].sqrt() if self.config.fade_context else z
         return self(shown, level, before, cache)[1]
 
     def draw(
@@ -125,7 +125,7 @@ class DiffusionForcing(FilmWorld):
             v, _ = self(x, level, before, cache)
             clean, eps = told_apart(x, v, abar[now])
             x = noised(clean.clamp(-1, 1), eps, abar[then])
-        return x
+        return x.clamp(-1, 1)
 
 
 def sines(level: Int64[Tensor, "b t"], d: int) -> Float[Tensor, "b t d"]:

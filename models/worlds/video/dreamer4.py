@@ -96,15 +96,15 @@ class Dreamer4(FilmWorld):
 
     def show(
         self,
-        frames: Float[Tensor, "b t c h w"],
+        z: Float[Tensor, "b t c h w"],
         before: Int64[Tensor, "b t"],
         noise: Float[Tensor, "b t c h w"],
         cache: FilmCache | None,
     ) -> FilmCache:
         """A little noisy, at the nearest level; clean ones are told as the last one trained."""
         level = round((1 - self.config.context_noise) * self.most)
-        tau = torch.full(frames.shape[:2], level, device=frames.device)
-        shown = between(noise, frames, tau, self.most)
+        tau = torch.full(z.shape[:2], level, device=z.device)
+        shown = between(noise, z, tau, self.most)
         told = tau.clamp(max=self.most - 1)
         return self(shown, told, torch.ones_like(tau), before, cache)[1]
 
@@ -114,4 +114,4 @@ class Dreamer4(FilmWorld):
         def tell(z: Tensor, tau: Tensor, stride: Tensor) -> Tensor:
             return self(z, tau, stride, before, cache)[0]
 
-        return travel(tell, noise, self.config.steps, self.most)
+        return travel(tell, noise, self.config.steps, self.most).clamp(-1, 1)

@@ -166,13 +166,17 @@ class FilmTransformer(nn.Module):
 
     Args:
         conditioned: each frame has a condition.
+        over_time: false, and every block is over space: frames see nothing of each other.
     """
 
-    def __init__(self, config: FilmTransformerConfig, conditioned: bool = True) -> None:
+    def __init__(
+        self, config: FilmTransformerConfig, conditioned: bool = True, over_time: bool = True
+    ) -> None:
         super().__init__()
         every = config.time_every
         self.blocks = nn.ModuleList(
-            Block(config, i % every == every - 1, conditioned) for i in range(config.depth)
+            Block(config, over_time and i % every == every - 1, conditioned)
+            for i in range(config.depth)
         )
 
     @torch.no_grad()

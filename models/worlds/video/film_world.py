@@ -1,10 +1,10 @@
 """Worlds that a film transformer draws, frame by frame, beside a cache of what was before.
 
 What they share: rewards and ends, checks, noise that is drawn once for each frame, and that a frame
-is remembered only when it is clean. A model says how a frame is drawn from noise, and how frames of
-the past are shown to it.
+is remembered only when it is clean. A model says what a frame is to it (z: pixels in [-1, 1], or
+what a tokenizer makes of them), how z is drawn from noise, and how that of the past is shown to it.
 
-Dimensions: b films, t frames, c channels.
+Dimensions: b films, t frames, c channels; z of a frame has a shape of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from models.worlds.video.film_transformer import FilmCache
@@ -40,21 +40,29 @@ class FilmWorld(DrawnWorld):
 
     def show(
         self,
-        frames: Float[Tensor, "b t c h w"],
+        z: Shaped[Tensor, "b t ..."],
         before: Int64[Tensor, "b t"],
-        noise: Float[Tensor, "b t c h w"],
+        noise: Float[Tensor, "b t ..."],
         cache: FilmCache | None,
     ) -> FilmCache:
-        """The cache with clean frames in [-1, 1], as those of the past are shown."""
+        """The cache with clean frames, as those of the past are shown."""
         raise NotImplementedError
 
     def draw(
-        self, noise: Float[Tensor, "b 1 c h w"], before: Int64[Tensor, "b 1"], cache: FilmCache
-    ) -> Float[Tensor, "b 1 c h w"]:
-        """A clean frame in [-1, 1]."""
+        self, noise: Float[Tensor, "b 1 ..."], before: Int64[Tensor, "b 1"], cache: FilmCache
+    ) -> Shaped[Tensor, "b 1 ..."]:
+        """A clean frame."""
         raise NotImplementedError
 
-    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 c h w"]:
+    def encode(self, frames: Float[Tensor, "b t c h w"]) -> Shaped[Tensor, "b t ..."]:
+        """What frames in [0, 1] are to the model."""
+        return frames * 2 - 1
+
+    def decode(self, z: Shaped[Tensor, "b t ..."]) -> Float[Tensor, "b t c h w"]:
+        """Frames in [0, 1]."""
+        return (z + 1) / 2
+
+    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 ..."]:
         """Of the next frame."""
         shape = self.channels, self.size, self.size
         return normal(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
@@ -75,7 +83,7 @@ class FilmWorld(DrawnWorld):
         noise = [
             self.noise(replace(memory, count=count), SHOWN) for count in range(frames.shape[1])
         ]
-        cache = self.show(frames * 2 - 1, before, torch.cat(noise, dim=1), None)
+        cache = self.show(self.encode(frames), before, torch.cat(noise, dim=1), None)
         return replace(memory, cache=cache, count=frames.shape[1])
 
     @torch.no_grad()
@@ -87,6 +95,6 @@ class FilmWorld(DrawnWorld):
             raise ValueError("this is the cache of another model: call init_cache of this one")
         check_actions(action, self.actions)
         before = action[:, None]
-        x = self.draw(self.noise(cache, DRAWN), before, cache.cache).clamp(-1, 1)
-        kept = self.show(x, before, self.noise(cache, SHOWN), cache.cache)
-        return (x[:, 0] + 1) / 2, replace(cache, cache=kept, count=cache.count + 1)
+        z = self.draw(self.noise(cache, DRAWN), before, cache.cache)
+        kept = self.show(z, before, self.noise(cache, SHOWN), cache.cache)
+        return self.decode(z)[:, 0], replace(cache, cache=kept, count=cache.count + 1)

@@ -1,0 +1,241 @@
+"""Genie: worlds of tokens, and actions that nobody labelled.
+
+Genie: Generative Interactive Environments, 2024, arXiv:2402.15391. Three parts, each learned
+without the others' gradients:
+
+    Tokenizer       patches of a frame -> codes -> the frame                          (fsq.py)
+    LatentActions   x_1 .. x_{t+1} -> one of few codes, from which and x_1 .. x_t the frame x_{t+1}
+                    is told: what must be known besides the past is what was done
+    Dynamics        codes of frames, some masked, and the actions before them -> logits of codes
+
+A frame is drawn in `steps` steps of MaskGIT (maskgit.py) beside a cache of the frames before. To be
+steered by the actions of a world, each is given the latent one that a few labelled clips say it
+most often is (`named`), as the paper does for cloning behaviour. With `latent_levels=[]` the
+dynamics is told the actions themselves.
+
+What differs: finite scalar quantisation in the place of learned codebooks; the tokenizer sees each
+frame by itself; the decoder of actions tells what changes from x_t.
+
+Dimensions: b films, t frames, c channels, s patches of a frame, d width, k numbers of a code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from models.worlds.initialise import init_uniform
+from models.worlds.video.config import GenieConfig
+from models.worlds.video.film_transformer import FilmCache, FilmTransformer
+from models.worlds.video.film_world import FilmWorld, Memory
+from models.worlds.video.fsq import code_of, index_of, quantise, size_of
+from models.worlds.video.maskgit import fill
+from models.worlds.video.noise import even
+
+
+class Patches(nn.Module):
+    """Frames to tokens that know their places: where a transformer over frames begins."""
+
+    def __init__(self, pixels: int, places: int, d: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(pixels, d)
+        self.place = Places(places, d)
+
+    def forward(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t s d"]:
+        return self.place(self.enter(patches))
+
+
+class Places(nn.Module):
+    """What tokens are told of their places."""
+
+    def __init__(self, places: int, d: int) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.empty(places, d))
+
+    def init_own(self, generator: torch.Generator | None) -> None:
+        self.place.normal_(0.0, 0.02, generator=generator)
+
+    def forward(self, x: Float[Tensor, "b t s d"]) -> Float[Tensor, "b t s d"]:
+        return x + self.place
+
+
+class Tokenizer(nn.Module):
+    """Patches of a frame to codes and back, each frame by itself."""
+
+    def __init__(self, pixels: int, places: int, config: GenieConfig) -> None:
+        super().__init__()
+        layers = replace(config.transformer, depth=config.tokenizer_depth, time_every=1)
+        d, self.levels = layers.dim, config.levels
+        self.enter = Patches(pixels, places, d)
+        self.encoder = FilmTransformer(layers, conditioned=False, over_time=False)
+        self.to_code = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, len(self.levels)))
+        self.from_code = nn.Linear(len(self.levels), d)
+        self.place = Places(places, d)
+        self.decoder = FilmTransformer(layers, conditioned=False, over_time=False)
+        self.leave = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, pixels))
+
+    def encode(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t s k"]:
+        """Codes, through which a gradient flows."""
+        return quantise(self.to_code(self.encoder(self.enter(patches), None)[0]), self.levels)
+
+    def decode(self, code: Float[Tensor, "b t s k"]) -> Float[Tensor, "b t s p"]:
+        return self.leave(self.decoder(self.place(self.from_code(code)), None)[0])
+
+
+class LatentActions(nn.Module):
+    """What was done between two frames, told from them and all before."""
+
+    def __init__(self, pixels: int, places: int, config: GenieConfig) -> None:
+        super().__init__()
+        layers = replace(config.transformer, depth=config.latent_depth)
+        d, self.levels = layers.dim, config.latent_levels
+        self.enter = Patches(pixels, places, d)
+        self.encoder = FilmTransformer(layers, conditioned=False)
+        self.to_code = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, len(self.levels)))
+        self.again = Patches(pixels, places, d)
+        self.from_code = nn.Linear(len(self.levels), d)
+        self.decoder = FilmTransformer(layers, conditioned=False)
+        self.leave = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, pixels))
+
+    def encode(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t-1 k"]:
+        """The code of what was done before each frame but the first."""
+        seen = self.encoder(self.enter(patches), None)[0].mean(2)
+        return quantise(self.to_code(seen[:, 1:]), self.levels)
+
+    def decode(
+        self, past: Float[Tensor, "b t s p"], code: Float[Tensor, "b t k"]
+    ) -> Float[Tensor, "b t s p"]:
+        """The frames that follow those of the past, each told what was done after it."""
+        x = self.again(past) + self.from_code(code)[:, :, None]
+        return past + self.leave(self.decoder(x, None)[0])
+
+
+class Dynamics(nn.Module):
+    """Codes of frames, some masked, to logits of codes."""
+
+    def __init__(self, places: int, actions: int, config: GenieConfig) -> None:
+        super().__init__()
+        d, codes = config.transformer.dim, size_of(config.levels)
+        self.mask, self.none = codes, actions  # the numbers after the last code, and last action
+        self.enter = nn.Embedding(codes + 1, d)
+        self.place = Places(places, d)
+        self.action = nn.Embedding(actions + 1, d)
+        self.transformer = FilmTransformer(config.transformer, conditioned=False)
+        self.leave = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, codes))
+
+    def forward(
+        self,
+        tokens: Int64[Tensor, "b t s"],
+        before: Int64[Tensor, "b t"],
+        cache: FilmCache | None = None,
+    ) -> tuple[Float[Tensor, "b t s v"], FilmCache]:
+        """Logits of the tokens of each frame, and the cache with them."""
+        x = self.place(self.enter(tokens)) + self.action(before)[:, :, None]
+        x, kept = self.transformer(x, None, cache)
+        return self.leave(x), kept
+
+
+class Genie(FilmWorld):
+    """Draws tokens of the next frames. A frame is its tokens, [s] of it."""
+
+    config: GenieConfig
+    named: Tensor
+
+    def __init__(self, config: GenieConfig) -> None:
+        super().__init__(config)
+        pixels, places = self.channels * config.patch**2, (self.size // config.patch) ** 2
+        self.places = places
+        self.tokenizer = Tokenizer(pixels, places, config)
+        self.latents = LatentActions(pixels, places, config) if config.latent_levels else None
+        self.told = size_of(config.latent_levels) if config.latent_levels else self.actions
+        self.dynamics = Dynamics(places, self.told, config)
+        # Which of those that the dynamics is told each action of the world is.
+        self.register_buffer("named", torch.zeros(self.actions, dtype=torch.long))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Random weights; at first all codes are as likely, and nothing is told to change."""
+        init_uniform(self, generator)
+        self.named.copy_(torch.arange(self.actions) % self.told)
+        silent = [self.dynamics.leave[1]] + ([self.latents.leave[1]] if self.latents else [])
+        for part in silent:
+            for parameter in part.parameters():
+                parameter.zero_()
+
+    def cut(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t s p"]:
+        """Patches of frames, in [-1, 1]."""
+        p = self.config.patch
+        patches = rearrange(frames, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        return patches * 2 - 1
+
+    def prepare(self, frames: Float[Tensor, "b t c h w"]) -> dict[str, Float[Tensor, ""]]:
+        """Errors of the tokenizer and of the latent actions, of frames in [0, 1]."""
+        x = self.cut(frames)
+        found = {"tokenizer": F.mse_loss(self.tokenizer.decode(self.tokenizer.encode(x)), x)}
+        if self.latents is not None:
+            told = self.latents.decode(x[:, :-1], self.latents.encode(x))
+            found["latents"] = F.mse_loss(told, x[:, 1:])
+        return found
+
+    @torch.no_grad()
+    def done(
+        self, frames: Float[Tensor, "b t c h w"], actions: Int64[Tensor, "b t-1"]
+    ) -> Int64[Tensor, "b t-1"]:
+        """What the dynamics is told of what was done between frames: latent actions, or true."""
+        if self.latents is None:
+            return actions
+        return index_of(self.latents.encode(self.cut(frames)), self.latents.levels)
+
+    def forward(
+        self,
+        tokens: Int64[Tensor, "b t s"],
+        before: Int64[Tensor, "b t"],
+        cache: FilmCache | None = None,
+    ) -> tuple[Float[Tensor, "b t s v"], FilmCache]:
+        """What the dynamics tells; `before` as `done` has it."""
+        return self.dynamics(tokens, before, cache)
+
+    @torch.no_grad()
+    def encode(self, frames: Float[Tensor, "b t c h w"]) -> Int64[Tensor, "b t s"]:
+        return index_of(self.tokenizer.encode(self.cut(frames)), self.config.levels)
+
+    @torch.no_grad()
+    def decode(self, z: Int64[Tensor, "b t s"]) -> Float[Tensor, "b t c h w"]:
+        patches = self.tokenizer.decode(code_of(z, self.config.levels))
+        p, side = self.config.patch, self.size // self.config.patch
+        x = rearrange(patches, "b t (h w) (c p q) -> b t c (h p) (w q)", h=side, p=p, q=p)
+        return (x.clamp(-1, 1) + 1) / 2
+
+    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 steps 2 s"]:
+        shape = self.config.steps, 2, self.places
+        return even(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
+
+    def show(
+        self,
+        z: Int64[Tensor, "b t s"],
+        before: Int64[Tensor, "b t"],
+        noise: Float[Tensor, "b t steps 2 s"],
+        cache: FilmCache | None,
+    ) -> FilmCache:
+        """As they are."""
+        return self(z, self.latent(before), cache)[1]
+
+    def draw(
+        self, noise: Float[Tensor, "b 1 steps 2 s"], before: Int64[Tensor, "b 1"], cache: FilmCache
+    ) -> Int64[Tensor, "b 1 s"]:
+        config, done = self.config, self.latent(before)
+
+        def tell(tokens: Tensor) -> Tensor:
+            return self(tokens[:, None], done, cache)[0][:, 0]
+
+        mask = self.dynamics.mask
+        return fill(tell, noise[:, 0], mask, config.temperature, config.choice)[:, None]
+
+    def latent(self, before: Int64[Tensor, "b t"]) -> Int64[Tensor, "b t"]:
+        """What the dynamics is told of actions of the world, of which the last is none."""
+        return F.pad(self.named, (0, 1), value=self.dynamics.none)[before]

@@ -1,0 +1,105 @@
+"""Genie's steps: tokens and latent actions first, then masked tokens beside whole frames."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers import SMALL_PINFALL, SMALL_WORLD
+from training.config import compose
+from training.distributed import Processes
+from training.errors import UserError
+from training.recipes import genie
+
+
+def recipe(*overrides: str):
+    config = compose([*SMALL_PINFALL["genie"], *SMALL_WORLD, *overrides])
+    return genie.build(config, Processes(), torch.device("cpu"))
+
+
+def test_first_the_tokens_and_latent_actions_learn_and_then_the_dynamics_alone() -> None:
+    made = recipe("loop.steps=4", "recipe.prepare=0.5", "optim.ema_decay=null")
+    parts = ("tokenizer", "latents", "dynamics")
+
+    def now() -> dict[str, list[torch.Tensor]]:
+        own = {part: getattr(made.model, part) for part in parts}
+        return {part: [p.detach().clone() for p in m.parameters()] for part, m in own.items()}
+
+    for step in range(4):
+        before, metrics = now(), made.step(made.data.batch(step))
+        moved = {part for part, after in now().items() if not all(
+            torch.equal(a, b) for a, b in zip(before[part], after, strict=True))}  # fmt: skip
+        assert moved == ({"tokenizer", "latents"} if step < 2 else {"dynamics"})
+        assert ("train/tokenizer" in metrics) == (step < 2)
+
+
+def test_masks_are_those_that_the_recipe_says() -> None:
+    made = recipe("recipe.clean=0.25", "recipe.masked=0.5")
+    tokens = torch.zeros(500, 6, 16, dtype=torch.long)
+    masked = made.masked(tokens, torch.arange(500))
+    assert not masked[:, 0].any()
+    share = masked[:, 1:].float().mean(-1).flatten()
+    whole = (share == 0).float().mean()
+    assert abs(whole - 0.25) < 0.04
+    assert abs(share[share > 0].mean() - 0.75) < 0.02 and share[share > 0].std() > 0.15
+    assert torch.equal(made.masked(tokens[100:], torch.arange(100, 500)), masked[100:])
+    shown = recipe("recipe.clean=0", "recipe.masked=1").masked(tokens, torch.arange(500))
+    assert shown[:, 1:].all()
+
+
+def test_only_masked_tokens_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 7, generator=generator)
+    tokens = torch.randint(7, (2, 3, 4), generator=generator)
+    masked = torch.rand(2, 3, 4, generator=generator) < 0.5
+    each = -logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    torch.testing.assert_close(genie.masked_loss(logits, tokens, masked), each[masked].mean())
+    assert genie.masked_loss(logits, tokens, torch.zeros_like(masked)) == 0
+
+
+def test_actions_are_named_after_the_latent_ones_that_are_found_beside_them() -> None:
+    made = recipe()
+    clips = made.data.bank(64, 6)
+    actions = torch.from_numpy(clips.actions)
+    told = {0: 6, 1: 2, 2: 3}
+    swapped = torch.tensor([told[a] for a in range(3)])
+
+    def done(frames: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        noisy = torch.rand(given.shape, generator=torch.Generator().manual_seed(0)) < 0.2
+        return torch.where(noisy, 7, swapped[given])
+
+    found = made.evaluate()
+    assert 0 <= found["eval/latents/nmi"] <= 1 and found["eval/latents/used"] >= 1 / 8
+    made.model.done = done
+    found = made.evaluate()
+    assert made.model.named.tolist() == [6, 2, 3]
+    assert found["eval/latents/used"] == 0.5 and 0.6 < found["eval/latents/nmi"] < 0.9
+    assert set(actions.unique().tolist()) == {0, 1, 2}
+
+
+def test_dreams_send_nothing_back() -> None:
+    made = recipe("loop.steps=2")
+    made.step(made.data.batch(0))
+    before = [p.clone() for p in made.model.parameters()]
+    metrics = made.evaluate(final=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
+    assert {"eval/error/5", "eval/pairs/error/5", "eval/separation"} <= metrics.keys()
+    told = recipe("model.latent_levels=[]").evaluate()
+    assert "eval/separation" in told and "eval/latents/nmi" not in told
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.steps=17", r"model\.steps=17 must be at most 16"),
+        ("recipe.prepare=1", r"recipe\.prepare=1.* must be between 0 and 1"),
+        ("recipe.clean=1", r"recipe\.clean=1.* below 1"),
+        ("recipe.labelled=0", r"recipe\.labelled=0"),
+        ("model.levels=[1]", r"model\.levels=\[1\]"),
+        ("model.temperature=-1", r"model\.temperature=-1"),
+        ("model.patch=5", r"data\.image_size=16 must be a multiple of 40"),
+    ],
+)
+def test_what_cannot_be_is_refused(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        recipe(override)

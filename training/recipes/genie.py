@@ -1,0 +1,142 @@
+"""A world of tokens, and of actions that nobody labelled: `recipe=genie`.
+
+Genie (2024, arXiv:2402.15391). In the first `recipe.prepare` of the run, from frames alone,
+
+    tokenizer   |decode(encode(x_t)) - x_t|^2
+    latents     |x_{t+1} told from x_1 .. x_t and the code of what was done - x_{t+1}|^2
+
+then, with both as they are, the dynamics:
+
+    frame       cross-entropy of the masked tokens of clips, beside those that are not masked
+
+The first frame of a clip is never masked, of the others a share between `recipe.masked` and all of
+the tokens. What differs: a share of the frames (`recipe.clean`) is not masked at all, since frames
+of the past are whole when one is drawn; and every frame's share is its own.
+
+At every evaluation `recipe.labelled` clips whose actions are known say which latent action each
+action is: the one that is most often found where it was done.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import normalized_mutual_info_score
+from torch import Tensor
+
+from models.worlds.video.config import GenieConfig
+from models.worlds.video.genie import Genie
+from models.worlds.video.noise import even
+from training.distributed import Processes
+from training.errors import UserError
+from training.estimate import Estimate
+from training.recipes.config_video import GenieRecipeConfig
+from training.recipes.video_world import FRAMEWORK as FRAMEWORK
+from training.recipes.video_world import (
+    VideoWorldTraining,
+    check_clips,
+    check_world,
+    clips_on_meta,
+    fill_shapes,
+    open_world_data,
+    world_estimate,
+)
+from training.schema import TrainConfig
+from training.seeding import stream_seed
+
+
+class GenieTraining(VideoWorldTraining):
+    """Trains tokenizer and latent actions, then the dynamics."""
+
+    kind = Genie
+    methods = ("outcome", "prepare", "encode", "decode", "done")
+    model: Genie
+    recipe: GenieRecipeConfig
+
+    def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
+        if self.trainer.count < self.recipe.prepare * self.config.loop.steps:
+            terms = self.model.prepare(frames)
+            self.note(**terms)
+            return torch.stack(list(terms.values())).sum()
+        tokens, done = self.model.encode(frames), self.model.done(frames, actions)
+        masked = self.masked(tokens, rows)
+        shown = tokens.masked_fill(masked, self.model.dynamics.mask)
+        before = F.pad(done, (1, 0), value=self.model.dynamics.none)
+        return masked_loss(self.model(shown, before)[0], tokens, masked)
+
+    def masked(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Which tokens [b, t, s] are: of the first frame none, of others none, or a share."""
+        recipe, seed = self.recipe, stream_seed(self.config.seed, "noise")
+        t, s = tokens.shape[1:]
+        which, share = even(seed, rows, (0,), (2, t)).unbind(1)
+        share = recipe.masked + (1 - recipe.masked) * share
+        share = torch.where(which < recipe.clean, 0.0, share)
+        share[:, 0] = 0.0
+        return even(seed, rows, (1,), (t, s)) < share[..., None]
+
+    @torch.no_grad()
+    def evaluate(self, final: bool = False) -> dict[str, float]:
+        if self.model.latents is None:
+            return super().evaluate(final)
+        clips = self.data.bank(self.recipe.labelled, self.data.config.seq_len)
+        frames = self.watch(clips)
+        actions = torch.from_numpy(clips.actions).to(frames.device)
+        if self.recipe.blind:
+            actions = torch.zeros_like(actions)
+        with self.whole_model():
+            done = self.model.done(frames, actions)
+        met = together(actions, done, self.model.actions, self.model.told)
+        self.model.named.copy_(torch.from_numpy(met.argmax(1)))
+        common = normalized_mutual_info_score(*(x.flatten().cpu().numpy() for x in (actions, done)))
+        found = {"nmi": float(common), "used": float((met.sum(0) > 0).mean())}
+        return super().evaluate(final) | {f"eval/latents/{k}": v for k, v in found.items()}
+
+
+def masked_loss(logits: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
+    """Mean cross-entropy of the masked ones; 0 if none is."""
+    each = F.cross_entropy(logits.flatten(0, 2).float(), tokens.flatten(), reduction="none")
+    return (each * masked.flatten()).sum() / masked.sum().clamp(min=1)
+
+
+def together(first: Tensor, second: Tensor, rows: int, columns: int) -> np.ndarray:
+    """How often numbers of `first` and `second` [...] are found in the same place."""
+    found = torch.bincount((first * columns + second).flatten(), minlength=rows * columns)
+    return found.reshape(rows, columns).cpu().numpy()
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError unless recipe, model and data belong together."""
+    check_world(config, "genie", getattr(config.model, "patch", 1))
+    check_clips(config)
+    model = config.model
+    assert isinstance(model, GenieConfig)
+    places = (config.data.image_size // model.patch) ** 2  # type: ignore[attr-defined]
+    if model.steps > places:
+        raise UserError(
+            f"model.steps={model.steps} must be at most {places}, the patches of a frame: lower "
+            "it, or model.patch"
+        )
+
+
+def build(config: TrainConfig, processes: Processes, device: torch.device) -> GenieTraining:
+    """The recipe of `config` with its data, its model initialised on `device`."""
+    check(config)
+    flops = estimate(config).flops_per_step
+    data = open_world_data(config, processes)
+    return GenieTraining(config, data, processes, device, flops)
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Sizes of the run, from the meta device: of the steps in which the dynamics learns."""
+    check(config)
+    with torch.device("meta"):
+        model = Genie(fill_shapes(config))
+    x, actions = clips_on_meta(config)
+
+    def loss() -> Tensor:
+        with torch.no_grad():
+            tokens, done = model.encode(x), model.done(x, actions)
+        return model(tokens, F.pad(done, (1, 0)))[0].square().mean()
+
+    return world_estimate(config, model, loss)
