@@ -5,6 +5,7 @@ An option is a dataclass here, and a file of values under configs/. No framework
 
 from __future__ import annotations
 
+from models.agents.config import ActorCriticConfig
 from models.language.config import (
     TransformerConfig,
     TTTE2EConfig,
@@ -55,6 +56,7 @@ from training.recipes.config import (
 from training.recipes.config_video import (
     DiamondRecipeConfig,
     DiffusionForcingRecipeConfig,
+    DreamAgentConfig,
     Dreamer4RecipeConfig,
     GenieRecipeConfig,
 )
@@ -89,6 +91,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "diffusion_forcing": DiffusionForcingRecipeConfig,
         "dreamer4": Dreamer4RecipeConfig,
         "genie": GenieRecipeConfig,
+        "dream_agent": DreamAgentConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -103,6 +106,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "diffusion_forcing": DiffusionForcingConfig,
         "dreamer4": Dreamer4Config,
         "genie": GenieConfig,
+        "actor_critic": ActorCriticConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
     "data": {

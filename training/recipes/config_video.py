@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from training.data.config_worlds import Split
-from training.fields import above, at_least, within
+from training.fields import above, at_least, checkpoint, within
 from training.recipes.config import RecipeConfig
 
 
@@ -99,3 +99,36 @@ class GenieRecipeConfig(VideoWorldConfig):
                 f"recipe.prepare={self.prepare} must be between 0 and 1, and "
                 f"recipe.clean={self.clean} below 1: every part has something to learn"
             )
+
+
+@dataclass
+class DreamAgentConfig(RecipeConfig):
+    """An agent that learns to act in the dreams of a world model."""
+
+    name: str = "dream_agent"
+    "Which recipe: the stem of its file."
+    world: str | None = checkpoint()
+    "Directory of the run that the world is from; null: the simulator, which is the ceiling."
+    draw_steps: int | None = None
+    "Steps in which the world draws a frame; null: as its model has it."
+    horizon: int = 15
+    "Frames of a dream."
+    discount: float = 0.985
+    "How much less a reward counts that comes a frame later."
+    lam: float = 0.95
+    "How much longer returns count than shorter ones."
+    entropy: float = 0.001
+    "Weight of the entropy of what is done."
+    episodes: int = 128
+    "Lives outside in which it is judged."
+    frames: int = 100
+    "Longest of these."
+    ranked: int = 32
+    "Lives inside and outside by which policies are ranked at the end; 0: none."
+    ranked_frames: int = 40
+    "Longest of these."
+
+    def __post_init__(self) -> None:
+        within(self, "recipe", 0.0, 1.0, "discount", "lam")
+        at_least(self, "recipe", 0, "entropy", "ranked")
+        at_least(self, "recipe", 1, "horizon", "episodes", "frames", "draw_steps", "ranked_frames")
