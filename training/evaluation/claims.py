@@ -4,6 +4,8 @@
     paper               null, or {title, year, arxiv}; null is a baseline of our own
     runs                name -> {experiment, seeds, overrides, alone,
                                  scales: {scale: {seeds, overrides}}}
+                        `<run:name>` in an override stands for the directory of that run, of the
+                        same seed, which is made first: a run above that this one begins from
     names               scale -> {name: value}; `<name>` in any text stands for the scale's value
     claims              [{id, statement, published, run, metric, minus, wins, direction,
                           threshold, chance, floors, ceilings, controls, reason}]
@@ -28,6 +30,7 @@ from training.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXPERIMENTS = ROOT / "experiments"
+RUN = re.compile(r"<run:(\w+)>")
 SCALES = ("cpu", "h200", "paper")
 
 
@@ -69,6 +72,12 @@ class RunSpec:
     overrides: tuple[str, ...]
     scales: dict[str, tuple[int | None, tuple[str, ...]]]
     alone: bool
+
+    @property
+    def begins_from(self) -> list[str]:
+        """Names of the runs that overrides speak of."""
+        every = [self.overrides, *(overrides for _, overrides in self.scales.values())]
+        return [name for overrides in every for text in overrides for name in RUN.findall(text)]
 
     def at(self, scale: str) -> tuple[int, tuple[str, ...]]:
         """Number of seeds and overrides at a scale."""
@@ -150,9 +159,11 @@ class PaperClaims:
         return [s for s in SCALES if any(s in claim.threshold for claim in self.claims)]
 
     def needed(self, scale: str) -> list[str]:
-        """Names of the runs that the claims judged at `scale` read."""
+        """Names of the runs that the claims judged at `scale` read, after those they begin from."""
         judged = [claim for claim in self.claims if scale in claim.threshold]
         used = {ref.run for claim in judged for ref in claim.all_refs()}
+        for name in reversed(self.runs):  # those that others begin from are above them
+            used |= set(self.runs[name].begins_from) if name in used else set()
         return [name for name in self.runs if name in used]
 
 

@@ -132,11 +132,29 @@ def check_whole(found: PaperClaims, where: str) -> None:
         raise UserError(f"{where}: `claims` is empty")
     unique([claim.id for claim in found.claims], f"{where}: claims")
     used = {ref.run for claim in found.claims for ref in claim.all_refs()}
+    above: list[str] = []
+    for name, spec in found.runs.items():
+        for other in spec.begins_from:
+            check_begins(found, name, other, above, f"{where}: run {name}")
+            used.add(other)
+        above.append(name)
     for name in found.runs:
         if name not in used:
             raise UserError(f"{where}: no claim reads the run `{name}`; remove it or use it")
     for scale in found.scales():
         found.at(scale)
+
+
+def check_begins(found: PaperClaims, name: str, other: str, above: list[str], where: str) -> None:
+    """What a run begins from is above it, has its seeds, and does not wait for all others."""
+    if other not in above:
+        raise UserError(f"{where}: `<run:{other}>` must name a run above it; there are: {above}")
+    if found.runs[other].alone:
+        raise UserError(f"{where}: `<run:{other}>` is made alone, after all others")
+    for scale in found.scales():
+        own, its = (found.runs[each].at(scale)[0] for each in (name, other))
+        if own > its:
+            raise UserError(f"{where}: has {own} seeds at {scale}, and `<run:{other}>` only {its}")
 
 
 def unique(names: list[str], where: str) -> None:

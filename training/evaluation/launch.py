@@ -20,7 +20,7 @@ from typing import Any
 
 from training.config import compose
 from training.errors import UserError
-from training.evaluation.claims import PaperClaims
+from training.evaluation.claims import RUN, PaperClaims
 from training.evaluation.verdicts import RunOutcome
 from training.logging import read_rows
 from training.run import finished
@@ -40,6 +40,7 @@ class PlannedRun:
     overrides: tuple[str, ...]
     config: TrainConfig
     alone: bool
+    after: tuple[Path, ...] = ()  # directories of the runs that this one begins from
 
     @property
     def path(self) -> Path:
@@ -100,25 +101,30 @@ def plan(claims: PaperClaims, scale: str, seeds: int | None = None) -> list[Plan
     `seeds` replaces the number of seeds of every run.
     """
     counts = {name: seeds or claims.runs[name].at(scale)[0] for name in claims.needed(scale)}
-    drawn = judging_seeds(claims.name, max(counts.values(), default=0))
-    return [
-        planned(claims, scale, name, index, drawn[index])
-        for index in range(len(drawn))
-        for name, count in counts.items()
-        if index < count
-    ]
+    found: dict[tuple[str, int], PlannedRun] = {}
+    for index, seed in enumerate(judging_seeds(claims.name, max(counts.values(), default=0))):
+        for name, count in counts.items():
+            if index < count:
+                known = {other: run.path for (other, i), run in found.items() if i == index}
+                found[name, index] = planned(claims, scale, name, index, seed, known)
+    return list(found.values())
 
 
-def planned(claims: PaperClaims, scale: str, name: str, index: int, seed: int) -> PlannedRun:
+def planned(
+    claims: PaperClaims, scale: str, name: str, index: int, seed: int, known: Mapping[str, Path]
+) -> PlannedRun:
+    """Args: known: where the runs of this seed are that it may begin from."""
     spec = claims.runs[name]
+    given = spec.at(scale)[1]
     overrides = (
         f"experiment={spec.experiment}",
         f"scale={scale}",
         f"seed={seed}",
-        *spec.at(scale)[1],
+        *(RUN.sub(lambda told: str(known[told[1]]), text) for text in given),
     )
+    after = tuple(known[told] for text in given for told in RUN.findall(text))
     try:
-        return PlannedRun(name, index, overrides, compose(overrides), spec.alone)
+        return PlannedRun(name, index, overrides, compose(overrides), spec.alone, after)
     except UserError as error:
         where = f"experiments/{claims.name}/claims.yaml: run {name}"
         raise UserError(f"{where}: {error}") from error
@@ -143,13 +149,25 @@ def has_gpu() -> bool:
 def execute(runs: Sequence[PlannedRun], launch: Launch, jobs: int = 1) -> dict[str, RunOutcome]:
     """Make every run that has not finished, `jobs` at a time, then those that must be alone.
 
-    A failure ends the further seeds of its name.
+    A run waits for those that it begins from. A failure ends the further seeds of its name.
     Raises RunStopped when interrupted; what was reached is saved.
     """
     failures: dict[str, str] = {}  # name of a run -> why
     stopping = threading.Event()
+    settled = {run.path: threading.Event() for run in runs}
+
+    def settle(run: PlannedRun) -> None:
+        try:
+            while not all(settled[path].wait(0.2) for path in run.after):
+                if stopping.is_set():
+                    return
+            make(run)
+        finally:
+            settled[run.path].set()
 
     def make(run: PlannedRun) -> None:
+        if run.results() is None and not all(holds(path) for path in run.after):
+            failures.setdefault(run.name, "a run that it begins from failed")
         if stopping.is_set() or run.name in failures or run.results() is not None:
             return
         label = f"[{runs.index(run) + 1}/{len(runs)}] {run.name}, seed {run.config.seed}"
@@ -170,7 +188,7 @@ def execute(runs: Sequence[PlannedRun], launch: Launch, jobs: int = 1) -> dict[s
     ordered = [run for run in runs if waiting[run.path] is run]
     with launch.taking_signals(), ThreadPoolExecutor(jobs) as pool:
         try:
-            beside = [pool.submit(make, run) for run in ordered if not run.alone]
+            beside = [pool.submit(settle, run) for run in ordered if not run.alone]
             for made in as_completed(beside):
                 made.result()
         except BaseException:
@@ -181,6 +199,11 @@ def execute(runs: Sequence[PlannedRun], launch: Launch, jobs: int = 1) -> dict[s
             if run.alone:
                 make(run)
     return {run.name: outcome_of(run.name, runs, failures) for run in runs}
+
+
+def holds(path: Path) -> bool:
+    """Whether a run has finished there."""
+    return (path / "results.json").exists()
 
 
 def say(text: str) -> None:

@@ -119,6 +119,10 @@ class DreamAgentConfig(RecipeConfig):
     "How much longer returns count than shorter ones."
     entropy: float = 0.001
     "Weight of the entropy of what is done."
+    passes: int = 1
+    "How often each dream is learned from (DIAMOND: once)."
+    clip: float = 0.2
+    "By how much later passes may make what was done more or less likely, of what it was."
     episodes: int = 128
     "Lives outside in which it is judged."
     frames: int = 100
@@ -131,4 +135,15 @@ class DreamAgentConfig(RecipeConfig):
     def __post_init__(self) -> None:
         within(self, "recipe", 0.0, 1.0, "discount", "lam")
         at_least(self, "recipe", 0, "entropy", "ranked")
-        at_least(self, "recipe", 1, "horizon", "episodes", "frames", "draw_steps", "ranked_frames")
+        above(self, "recipe", 0, "clip")
+        at_least(
+            self,
+            "recipe",
+            1,
+            "passes",
+            "horizon",
+            "episodes",
+            "frames",
+            "draw_steps",
+            "ranked_frames",
+        )

@@ -7,7 +7,9 @@ saw:
     G_t         lambda-returns of r, end and V(o), over `recipe.horizon` frames    (returns.py)
     loss        mean of  (V(o_t) - G_t)^2 - ln pi(a_t | o_t) (G_t - V(o_t)) - entropy H(pi(o_t))
 
-with G_t and G_t - V(o_t) taken as numbers, and nothing after an end. The model does not learn. The
+with G_t and G_t - V(o_t) taken as numbers, and nothing after an end. What differs: dreams cost more
+than learning from them, so that each may be learned from `recipe.passes` times, with the ratio and
+the clip of PPO (2017, arXiv:1707.06347); once is the loss above. The model does not learn. The
 simulator is never asked: how many of its steps the agent learned from is counted, and recorded
 (`eval/learned_outside`). With `recipe.world=null` the simulator is the world: the ceiling.
 
@@ -19,7 +21,7 @@ the end, policies of several kinds are ranked by what they are rewarded with ins
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,6 +66,18 @@ FOLLOWERS = 0.0, 0.25, 0.5, 0.75  # how often they do anything
 LEAST = 4  # policies are ranked from so many on
 
 
+class Dreams(NamedTuple):
+    """What was lived through inside: b dreams of h steps, whose first n frames were seen."""
+
+    frames: Tensor  # [b, n + h, 3, s, s]
+    action: Tensor  # [b, h], and below
+    logp: Tensor  # of it, then
+    returns: Tensor
+    better: Tensor  # than the critic thought
+    on: Tensor  # 1 until the end
+    reward: Tensor  # mean of a step
+
+
 class DreamAgentTraining:
     """Trains an actor and a critic in a world that does not change."""
 
@@ -89,7 +103,12 @@ class DreamAgentTraining:
         self.model: Any = build_on(device, lambda: ActorCritic(filled), self.initialise)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.trainer = TorchStep(
-            self.model, [], config.optim, config.scale, processes, config.loop.steps
+            self.model,
+            [],
+            config.optim,
+            config.scale,
+            processes,
+            config.loop.steps * self.recipe.passes,
         )
         self.outside = Outside(data.config.variant, data.config.image_size)
         self.inside: Place = self.outside if world is None else Inside(world.model)
@@ -102,12 +121,16 @@ class DreamAgentTraining:
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
         self.model.train()
-        size = self.data.config.batch_size
-        rows = self.data.mine(self.trainer.count * size + np.arange(size))
-        self.terms: dict[str, Tensor] = {}
-        metrics = self.trainer.update(batch | {"row": rows}, self.loss)
+        size, passes = self.data.config.batch_size, self.recipe.passes
+        rows = self.data.mine(self.trainer.count // passes * size + np.arange(size))
+        dreams = self.dream(self.trainer.to_device(batch | {"row": rows}))
+        metrics: dict[str, Tensor | float] = {}
+        for _ in range(passes):
+            self.terms: dict[str, Tensor] = {}
+            chosen = {"index": np.arange(len(rows))}
+            metrics = self.trainer.update(chosen, lambda part: self.loss(dreams, part["index"]))
         terms = {f"train/{name}": self.trainer.mean(x) for name, x in self.terms.items()}
-        return {**metrics, **terms}
+        return {**metrics, **terms, "train/reward": self.trainer.mean(dreams.reward)}
 
     def start(self, clips: Clips) -> Start:
         """The first `context` frames of clips, and the state after them."""
@@ -119,44 +142,56 @@ class DreamAgentTraining:
         actions = torch.from_numpy(clips.actions[:, : n - 1]).to(device)
         return Start(frames, actions, clips.state(n - 1))
 
-    def loss(self, batch: Batch) -> Tensor:
+    @torch.no_grad()
+    def dream(self, batch: Batch) -> Dreams:
+        """What the agent, as it is, does inside."""
         clips = Clips(*(batch[name].cpu().numpy() for name in Clips._fields))
         start, rows, seed = self.start(clips), batch["row"], stream_seed(self.config.seed, "dream")
-        cache, seen = self.inside.begin(start, rows, seed), start.frames
-        logps, entropies, values, rewards, ends = [], [], [], [], []
-        for count in range(self.recipe.horizon):
-            logits, value = self.model(seen)
-            p = logits.float().softmax(-1)
-            chance = even(seed, rows, (count, ACTED), ())
-            action = (p.detach().cumsum(-1) < chance[:, None]).sum(-1).clamp(max=ACTIONS - 1)
-            logs = logits.float().log_softmax(-1)
-            logps.append(logs.gather(1, action[:, None])[:, 0])
-            entropies.append(-(p * logs).sum(-1))
+        cache, frames = self.inside.begin(start, rows, seed), start.frames
+        actions, logps, values, rewards, ends = [], [], [], [], []
+        for count in range(self.recipe.horizon + 1):
+            logits, value = self.model(frames)
             values.append(value.float())
+            if count == self.recipe.horizon:
+                break
+            logs = logits.float().log_softmax(-1)
+            chance = even(seed, rows, (count, ACTED), ())
+            action = (logs.exp().cumsum(-1) < chance[:, None]).sum(-1).clamp(max=ACTIONS - 1)
+            logps.append(logs.gather(1, action[:, None])[:, 0])
             lived, cache = self.inside.step(cache, action)
+            actions.append(action)
             rewards.append(lived.reward)
             ends.append(lived.end)
-            seen = torch.cat([seen[:, 1:], lived.frame[:, None]], dim=1)
-        with torch.no_grad():
-            values.append(self.model(seen)[1].float())
-        logp, entropy, value = (torch.stack(x, dim=1) for x in (logps, entropies, values))
-        reward, end = torch.stack(rewards, dim=1), torch.stack(ends, dim=1)
-        told = value.detach()
+            frames = torch.cat([frames, lived.frame[:, None]], dim=1)
+        value, reward, end = (torch.stack(x, dim=1) for x in (values, rewards, ends))
         recipe = self.recipe
-        returns = lambda_returns(reward, told[:, 1:], end, recipe.discount, recipe.lam)
+        returns = lambda_returns(reward, value[:, 1:], end, recipe.discount, recipe.lam)
         before = torch.cat([torch.zeros_like(end[:, :1]), end[:, :-1]], dim=1)
-        on = (before.cumsum(1) == 0).float()  # not over yet when the action was chosen
-        terms = {
-            "critic": (value[:, :-1] - returns).square(),
-            "actor": -logp * (returns - told[:, :-1]),
-            "entropy": entropy,
-            "reward": reward,
+        on = (before.cumsum(1) == 0).float()
+        better = returns - value[:, :-1]
+        action, logp = torch.stack(actions, dim=1), torch.stack(logps, dim=1)
+        return Dreams(frames, action, logp, returns, better, on, (reward * on).sum() / on.sum())
+
+    def loss(self, dreams: Dreams, index: Tensor) -> Tensor:
+        """Of the dreams `index`: REINFORCE with a critic, or, from the second pass on, PPO."""
+        h, n = self.recipe.horizon, self.model.config.context
+        frames, on = dreams.frames[index], dreams.on[index]
+        windows = torch.stack([frames[:, t : t + n] for t in range(h)], dim=1)
+        logits, value = (x.float().unflatten(0, (-1, h)) for x in self.model(windows.flatten(0, 1)))
+        logs = logits.log_softmax(-1)
+        logp = logs.gather(-1, dreams.action[index][..., None])[..., 0]
+        ratio, better = (logp - dreams.logp[index]).exp(), dreams.better[index]
+        held = ratio.clamp(1 - self.recipe.clip, 1 + self.recipe.clip)
+        each = {
+            "critic": (value - dreams.returns[index]).square(),
+            "actor": -torch.minimum(ratio * better, held * better),
+            "entropy": -(logs.exp() * logs).sum(-1),
         }
-        means = {name: (x * on).sum() / on.sum() for name, x in terms.items()}
+        means = {name: (x * on).sum() / dreams.on.mean() / on.numel() for name, x in each.items()}
         for name, mean in means.items():
             part = mean.detach() / self.config.optim.accumulate
             self.terms[name] = self.terms.get(name, 0.0) + part
-        return means["critic"] + means["actor"] - recipe.entropy * means["entropy"]
+        return means["critic"] + means["actor"] - self.recipe.entropy * means["entropy"]
 
     def act(self, seen: Tensor, chance: Tensor, cache: Any) -> Tensor:
         """The likeliest action."""
