@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from scripts.reproduce import main
 from training.errors import RunStopped
@@ -318,6 +319,43 @@ def test_runs_are_made_side_by_side_but_for_those_that_measure_time(
     outcomes = execute(runs, FakeLaunch(reply), jobs=2)
     assert most == {"main": 2, "wide": 1}
     assert [len(outcome.results) for outcome in outcomes.values()] == [2, 1]
+
+
+def begins_from(experiments: Path) -> list[PlannedRun]:
+    """Runs of which `wide` begins from `main`."""
+    file = experiments / "fake" / "claims.yaml"
+    tree = OmegaConf.create(CLAIMS.replace("THRESHOLD", "2.0"))
+    OmegaConf.update(
+        tree,
+        "runs.wide.overrides",
+        ["optim.lr=0.5", "recipe.sample_prompt='<run:main>'"],
+        force_add=True,
+    )
+    OmegaConf.update(tree, "runs.wide.seeds", 2, force_add=True)
+    file.write_text(OmegaConf.to_yaml(tree))
+    return plan(load_claims("fake", experiments), "cpu")
+
+
+def test_a_run_waits_for_the_one_that_it_begins_from(experiments: Path) -> None:
+    runs = begins_from(experiments)
+    launch = FakeLaunch(lambda run: time.sleep(0.5) if run.name == "main" else None)
+    outcomes = execute(runs, launch, jobs=4)
+    paths = {(run.name, run.index): run.path for run in runs}
+    for run in runs:
+        if run.name == "wide":
+            assert run.after == (paths["main", run.index],)
+            assert str(paths["main", run.index]) in run.overrides[-1]
+            order = launch.made
+            assert order.index(("main", run.index)) < order.index(("wide", run.index))
+    assert len(outcomes["wide"].results) == 2
+
+
+def test_without_it_the_run_is_not_made(experiments: Path) -> None:
+    launch = FakeLaunch(lambda run: "broken" if run.name == "main" else None)
+    outcomes = execute(begins_from(experiments), launch, jobs=2)
+    assert launch.made == []
+    assert outcomes["main"].failure == "broken"
+    assert outcomes["wide"].failure == "a run that it begins from failed"
 
 
 def test_a_run_that_two_names_share_is_made_once(experiments: Path) -> None:

@@ -251,6 +251,27 @@ def test_strictness_of_papers(tmp_path: Path, path: str, value: Any, message: st
         load_claims("fake", write_paper(tmp_path, OmegaConf.to_container(tree)))  # type: ignore
 
 
+def test_a_run_may_begin_from_one_above_it(tmp_path: Path) -> None:
+    tree = copy.deepcopy(PAPER)
+    tree["runs"] = {
+        "world": {"experiment": "quickstart/stdlib", "seeds": 3},
+        "main": {"experiment": "quickstart/stdlib", "overrides": ["x=<run:world>"], "seeds": 3},
+        "shuffled": {"experiment": "quickstart/stdlib"},
+    }
+    claims = load_claims("fake", write_paper(tmp_path, tree))
+    assert claims.needed("cpu") == ["world", "main", "shuffled"]
+    for path, value, says in (
+        ("main.overrides", ["x=<run:shuffled>"], r"`<run:shuffled>` must name a run above it"),
+        ("main.overrides", ["x=<run:main>"], r"`<run:main>` must name a run above it"),
+        ("world.alone", True, r"`<run:world>` is made alone, after all others"),
+        ("world.seeds", 2, r"has 3 seeds at cpu, and `<run:world>` only 2"),
+    ):
+        other = OmegaConf.create(tree)
+        OmegaConf.update(other, f"runs.{path}", value, force_add=True)
+        with pytest.raises(UserError, match=says):
+            load_claims("fake", write_paper(tmp_path, OmegaConf.to_container(other)))  # type: ignore
+
+
 def test_repeated_ids_and_keys(tmp_path: Path) -> None:
     tree = copy.deepcopy(PAPER)
     tree["claims"] *= 2
