@@ -23,8 +23,9 @@ from training.envs.pinfall import (
     serve,
     step,
 )
-from training.evaluation.dreams import Exam, forked, judge
-from training.evaluation.pinfall import first_turn, parse
+from training.evaluation.dream_physics import Exam, half_life
+from training.evaluation.dreams import forked, judge
+from training.evaluation.pinfall import first_turn, parse, ssim
 from training.evaluation.stub_worlds import (
     ConstantVelocity,
     CopyLast,
@@ -271,6 +272,77 @@ def test_a_dream_in_which_balls_vanish_or_double_is_not_alive() -> None:
         assert judge(world, given)[0]["alive/5"] < 0.3
     world.change = lambda x: x  # type: ignore[attr-defined]
     assert judge(world, given)[0]["alive/5"] == 1
+
+
+def test_what_hides_must_come_back_where_and_when_it_should() -> None:
+    given = exam(Variant.occlude, ahead=40)
+    start, size = given.clips.state(3), 32
+
+    class Gone(Simulator):
+        """What is once out of sight is out of mind: the ball is not drawn again."""
+
+        def init_cache(self, *args):
+            return super().init_cache(*args), torch.zeros(len(args[0]), dtype=torch.bool)
+
+        def step(self, cache, action):
+            frame, state = super().step(cache[0], action)
+            seen = frame.amax(1) - frame.amin(1)
+            gone = cache[1] | (seen.sum((1, 2)) < 0.5)
+            grey = frame.amin(1, keepdim=True).expand_as(frame)
+            return torch.where(gone[:, None, None, None], grey, frame), (state, gone)
+
+    found = judge(Simulator(start, Variant.occlude, size, 4), given)[0]
+    assert found["hidden"] > 0.1 and found["comes_back"] == 1
+    assert judge(CopyLast(), given)[0]["comes_back"] < 0.3
+    assert judge(Gone(start, Variant.occlude, size, 4), given)[0]["comes_back"] == 0
+
+
+def test_momentum_is_kept_by_who_keeps_it() -> None:
+    clips = data(Variant.collide, seed=FRESH % 100, worlds=64).heldout(200, 24)
+    given = Exam(clips, frames_of(clips, Variant.collide), 4, Variant.collide)
+    state = clips.state(3)
+
+    class Stops(Simulator):
+        """Whatever turns stands still."""
+
+        def step(self, cache, action):
+            frame, after = super().step(cache, action)
+            met = ((after.v - cache.v).abs() > 1e-6).any(-1, keepdim=True)
+            return frame, after._replace(v=torch.where(met, 0.0, after.v))
+
+    found = {kind: judge(kind(state, Variant.collide, 32, 4), given)[0]["momentum"]
+             for kind in (Simulator, Stops)}  # fmt: skip
+    assert found[Simulator] < 0.1 and found[Stops] > 0.3
+
+
+def test_half_life_is_when_half_of_the_dreams_are_a_radius_off() -> None:
+    error = torch.arange(10.0).expand(4, 10).clone()
+    error[3] = 0
+    radius = torch.full((4, 12, 1), 2.5)
+    assert half_life(error, radius) == 3 and half_life(0 * error, radius) == 10
+    found = judge(Simulator(exam().clips.state(3), Variant.paddle, 32, 4), exam())[0]
+    assert found["half_life"] == 22
+    assert judge(CopyLast(), exam())[0]["half_life"] < 4
+
+
+def test_structural_similarity_is_that_of_its_formula() -> None:
+    """Window by window, as it is defined; 1 for a frame and itself."""
+    rng = np.random.default_rng(FRESH)
+    a, b = rng.random((2, 13, 13))
+    line = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+    told = []
+    for i in range(3):
+        for j in range(3):
+            x, y = a[i : i + 11, j : j + 11], b[i : i + 11, j : j + 11]
+            mx, my = (window * x).sum(), (window * y).sum()
+            vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+            both = (window * (x - mx) * (y - my)).sum()
+            told.append((2 * mx * my + 1e-4) * (2 * both + 9e-4)
+                        / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))  # fmt: skip
+    x, y = (torch.from_numpy(z)[None, None, None].expand(2, 4, 3, 13, 13) for z in (a, b))
+    torch.testing.assert_close(ssim(x, y), torch.full((4,), np.mean(told), dtype=torch.float64))
+    assert torch.allclose(ssim(x, x), torch.ones(4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,47 +23,39 @@ from torch import Tensor
 from models.worlds.video.outcome import BEFORE, steps_of
 from models.worlds.video.world import WorldModel
 from training.data.config_worlds import Split, Variant
-from training.data.pinfall import Clips
 from training.envs.pinfall import (
     ACTIONS,
     PLATE_HALF,
     SIZE,
     STRIDE,
     State,
-    frame_of,
     is_open,
     serve,
     step,
 )
+from training.evaluation.dream_physics import (
+    Exam,
+    alive,
+    half_life,
+    momentum,
+    permanence,
+    physics,
+)
 from training.evaluation.pinfall import (
     ALIVE,
     Parsed,
-    first_turn,
     foreground_psnr,
     parse,
     psnr,
+    ssim,
     turned,
 )
 
 HORIZONS, FAR = (1, 5, 10, 20, 30), (5, 10, 20)
 APART = 8  # frames of the same action, for what an action changes
-LATE = 1.5  # frames by which a turn may be off
 FLOWN, ASIDE = 6, 2.0  # frames after a fork, and how far from the middle a ball is then
 CHUNK = 64  # dreams at once
 TIMED, WARM = 40, 5  # frames whose latency is taken, and those before them
-
-
-class Exam(NamedTuple):
-    """What a model is asked: clips whose first `context` frames it sees."""
-
-    clips: Clips
-    frames: Float[Tensor, "n t 3 s s"]
-    context: int
-    variant: Variant
-
-    @property
-    def ahead(self) -> int:
-        return self.frames.shape[1] - self.context
 
 
 @torch.no_grad()
@@ -137,55 +128,23 @@ def judge(
         if (rows := bounced[:, h - 1]).any():
             for name in ("error", "straight"):
                 found[f"bounced/{name}/{h}"] = errors[name][rows, h - 1].mean().item()
-    found |= shape(read, true, begun, ahead)
+    found["half_life"] = half_life(errors["error"], torch.from_numpy(clips.radius).to(device))
+    found |= alive(read, begun, HORIZONS)
     found |= physics(read, true, exam, met)
-    series["psnr"], series["foreground_psnr"] = (
-        measure(told, truth).tolist() for measure in (psnr, foreground_psnr)
-    )
+    if exam.variant == Variant.occlude:
+        found |= permanence(read, exam)
+    if exam.variant == Variant.collide:
+        found |= momentum(read, true, exam)
+    for name, measure in (("psnr", psnr), ("foreground_psnr", foreground_psnr), ("ssim", ssim)):
+        series[name] = measure(told, truth).tolist()
     copied = psnr(seen[:, -1:].expand_as(truth), truth)
     for h in (h for h in HORIZONS if h <= ahead):
-        found[f"psnr/{h}"] = series["psnr"][h - 1]
-        found[f"foreground_psnr/{h}"] = series["foreground_psnr"][h - 1]
+        for name in ("psnr", "foreground_psnr", "ssim"):
+            found[f"{name}/{h}"] = series[name][h - 1]
         found[f"psnr_over_copy/{h}"] = series["psnr"][h - 1] - copied[h - 1].item()
     if steering and is_open(exam.variant):
         found |= steered(world, exam, read, true)
     return found, series, told
-
-
-def shape(read: Parsed, true: Parsed, begun: Parsed, ahead: int) -> dict[str, float]:
-    """How many balls still have their size."""
-    ratio = read.area / begun.area[:, -1:]
-    alive = ((ratio >= ALIVE[0]) & (ratio <= ALIVE[1])).float().mean((0, 2))
-    return {f"alive/{h}": alive[h - 1].item() for h in HORIZONS if h <= ahead}
-
-
-def physics(read: Parsed, true: Parsed, exam: Exam, met: Tensor) -> dict[str, float]:
-    """Whether energy is kept, and contacts happen when they should; of the first ball."""
-    frame, context = frame_of(exam.variant), exam.context
-    x, v = (
-        torch.from_numpy(part[:, context - 1 :, 0]).to(read.ball)
-        for part in (exam.clips.x, exam.clips.v)
-    )
-
-    def energy(place: Tensor, speed: Tensor) -> Tensor:
-        return speed.square().sum(-1) / 2 + frame.gravity * (frame.bottom - place[:, 1])
-
-    found, before = {}, energy(x[:, 0], v[:, 0])
-    x, h = x[:, 1:], min(20, exam.ahead - 1)
-    if h > 1:
-        free = ~met[:, h - 1 : h + 1].any(1)  # nothing is met around that frame
-        both = (("energy_drift", read), ("parser_energy_drift", true)) if free.any() else ()
-        for name, parsed in both:
-            path = parsed.ball[:, :, 0]
-            now = energy(path[:, h - 1], (path[:, h] - path[:, h - 2]) / 2)
-            found[name] = (now / before - 1).abs()[free].median().item()
-    wanted, told = first_turn(x), first_turn(read.ball[:, :, 0])
-    turns = wanted.isfinite()
-    if turns.any():
-        off = (told - wanted).abs()[turns]
-        found["turns_in_time"] = (off <= LATE).float().mean().item()
-        found["turns_missed"] = (~told[turns].isfinite()).float().mean().item()
-    return found
 
 
 def steered(world: WorldModel, exam: Exam, read: Parsed, true: Parsed) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, conv2d
 
 from training.envs.pinfall import HUES, PLATE, PLATE_HEIGHT, SIZE
 
@@ -103,3 +103,22 @@ def foreground_psnr(
     seen = (torch.maximum(told.amax(2), truth.amax(2)) > FAINT).unsqueeze(2)
     error = ((told - truth).square() * seen).sum((2, 3, 4)) / (3 * seen.sum((2, 3, 4))).clamp(min=1)
     return (-10 * error.clamp(min=1e-10).log10()).mean(0)
+
+
+def ssim(
+    told: Float[Tensor, "n h 3 s s"], truth: Float[Tensor, "n h 3 s s"]
+) -> Float[Tensor, " h"]:
+    """Structural similarity (Wang et al., 2004): a Gaussian window of 11 pixels, 1.5 wide, of which
+    none reaches over the border; mean over places, channels and clips."""
+    axis = torch.arange(11, device=told.device, dtype=told.dtype) - 5
+    window = (-axis.square() / (2 * 1.5**2)).exp()
+    window = (window[:, None] * window / window.sum() ** 2)[None, None]
+
+    def blur(x: Tensor) -> Tensor:
+        return conv2d(x.flatten(0, 2)[:, None], window)
+
+    x, y = blur(told), blur(truth)
+    xx, yy, xy = blur(told**2) - x**2, blur(truth**2) - y**2, blur(told * truth) - x * y
+    one, two = 0.01**2, 0.03**2
+    each = (2 * x * y + one) * (2 * xy + two) / ((x**2 + y**2 + one) * (xx + yy + two))
+    return each.flatten(1).mean(1).unflatten(0, told.shape[:3]).mean((0, 2))

@@ -30,7 +30,8 @@ from training.distributed import Processes
 from training.envs.pinfall import ACTIONS, State, see
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
-from training.evaluation.dreams import Exam, forked, judge, latency, outcomes
+from training.evaluation.dream_physics import Exam
+from training.evaluation.dreams import forked, judge, latency, outcomes
 from training.evaluation.film_figures import dream_film
 from training.evaluation.stub_worlds import Retrieval
 from training.exchange import write_model
