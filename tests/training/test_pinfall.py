@@ -298,21 +298,24 @@ def test_what_hides_must_come_back_where_and_when_it_should() -> None:
 
 
 def test_momentum_is_kept_by_who_keeps_it() -> None:
-    clips = data(Variant.collide, seed=FRESH % 100, worlds=64).heldout(200, 24)
+    clips = data(Variant.collide, worlds=64).heldout(200, 15)
     given = Exam(clips, frames_of(clips, Variant.collide), 4, Variant.collide)
     state = clips.state(3)
 
     class Stops(Simulator):
-        """Whatever turns stands still."""
+        """Balls that meet each other stand still."""
 
         def step(self, cache, action):
             frame, after = super().step(cache, action)
-            met = ((after.v - cache.v).abs() > 1e-6).any(-1, keepdim=True)
+            turned = ((after.v - cache.v).abs() > 1e-6).any(-1, keepdim=True)
+            mass = after.radius.square()[..., None]
+            lost = (mass * (after.v - cache.v)).sum(1, keepdim=True).norm(dim=-1, keepdim=True)
+            met = turned & (lost < 1e-6)  # by a wall something is lost
             return frame, after._replace(v=torch.where(met, 0.0, after.v))
 
     found = {kind: judge(kind(state, Variant.collide, 32, 4), given)[0]["momentum"]
              for kind in (Simulator, Stops)}  # fmt: skip
-    assert found[Simulator] < 0.1 and found[Stops] > 0.3
+    assert found[Simulator] < 0.06 and found[Stops] > 0.12
 
 
 def test_half_life_is_when_half_of_the_dreams_are_a_radius_off() -> None:
