@@ -119,6 +119,8 @@ class DreamAgentConfig(RecipeConfig):
     "How much longer returns count than shorter ones."
     entropy: float = 0.001
     "Weight of the entropy of what is done."
+    normalise: bool = False
+    "Divide how much better actions were than expected by its root mean square."
     passes: int = 1
     "How often each dream is learned from (DIAMOND: once)."
     clip: float = 0.2

@@ -9,7 +9,8 @@ saw:
 
 with G_t and G_t - V(o_t) taken as numbers, and nothing after an end. What differs: dreams cost more
 than learning from them, so that each may be learned from `recipe.passes` times, with the ratio and
-the clip of PPO (2017, arXiv:1707.06347); once is the loss above. The model does not learn. The
+the clip of PPO (2017, arXiv:1707.06347), and `recipe.normalise` makes G_t - V(o_t) of size 1, so
+that rare rewards count; once and not is the loss above. The model does not learn. The
 simulator is never asked: how many of its steps the agent learned from is counted, and recorded
 (`eval/learned_outside`). With `recipe.world=null` the simulator is the world: the ceiling.
 
@@ -169,6 +170,9 @@ class DreamAgentTraining:
         before = torch.cat([torch.zeros_like(end[:, :1]), end[:, :-1]], dim=1)
         on = (before.cumsum(1) == 0).float()
         better = returns - value[:, :-1]
+        if recipe.normalise:
+            size = self.trainer.mean((better.square() * on).sum() / on.sum()).sqrt()
+            better = better / size.clamp(min=1e-6)
         action, logp = torch.stack(actions, dim=1), torch.stack(logps, dim=1)
         return Dreams(frames, action, logp, returns, better, on, (reward * on).sum() / on.sum())
 
