@@ -45,6 +45,7 @@ from training.torch_step import Batch, TorchStep, build_on
 FRAMEWORK = "torch"
 CHANNELS = 3
 OUTCOME = 0.05  # weight of rewards and ends: Adam does not mind it, clipping with the rest does
+JUDGED = 2  # last steps of a clip that rewards are learned from: all would cost as much as frames
 FORKS = 256  # dreams of a ball that may go either way
 BANK = 2000  # clips of the training data that are searched for one that is alike
 OTHER = "error/", "over_copy/", "alive/"  # what is told of other balls than were trained on
@@ -121,7 +122,8 @@ def world_estimate(config: TrainConfig, model: Any, loss: Callable[[], Tensor]) 
     x, actions = clips_on_meta(config)
 
     def whole() -> Tensor:
-        signs, ends = model.outcome(*steps_of(x, actions))
+        few = steps_of(x[:, -JUDGED - BEFORE :], actions[:, -JUDGED - BEFORE + 1 :])
+        signs, ends = model.outcome(*few)
         nothing = torch.zeros(len(signs), device="meta")
         return loss() + outcome_loss(signs, ends, nothing, nothing)
 
@@ -213,8 +215,11 @@ class VideoWorldTraining:
         if self.recipe.blind:
             actions = torch.zeros_like(actions)
         frames = self.see(batch)
-        told = self.model.outcome(*steps_of(frames, actions))
-        wanted = (batch[name][:, BEFORE - 1 :].flatten() for name in ("rewards", "ends"))
+        steps = slice(-JUDGED - BEFORE, None), slice(-JUDGED - BEFORE + 1, None)  # of each clip
+        told = self.model.outcome(*steps_of(frames[:, steps[0]], actions[:, steps[1]]))
+        wanted = (
+            batch[name][:, steps[1]][:, BEFORE - 1 :].flatten() for name in ("rewards", "ends")
+        )
         frame = self.loss(frames, actions, batch["row"])
         outcome = outcome_loss(*told, *wanted)
         self.note(frame=frame, outcome=outcome)
