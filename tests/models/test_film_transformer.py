@@ -176,6 +176,43 @@ def test_weights_are_those_of_min_snr_and_grow_with_the_signal_before() -> None:
 # Diffusion Forcing
 
 
+@torch.no_grad()
+def test_guidance_goes_on_from_what_is_told_without_a_past() -> None:
+    (frames, actions), episodes = clip(4), torch.tensor([3, 8])
+    x, level, before = torch.randn(2, 1, 3, 8, 8), torch.full((2, 1), 500), torch.ones(2, 1).long()
+    told = {}
+    for guidance in (0.0, 1.0, 2.5):
+        model = forcing(guidance=guidance)
+        cache = model.init_cache(frames, actions, episodes).cache
+        told[guidance] = model.guided(x, level, before, cache)
+    torch.testing.assert_close(told[0.0], model(x, level, before)[0])
+    torch.testing.assert_close(told[1.0], model(x, level, before, cache)[0])
+    torch.testing.assert_close(told[2.5], 2.5 * told[1.0] - 1.5 * told[0.0], atol=1e-4, rtol=1e-4)
+    assert (told[1.0] - told[0.0]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_fresh_noise_is_another_at_every_step_and_the_same_every_time() -> None:
+    (frames, actions), episodes = clip(4), torch.tensor([3, 8])
+    model = forcing(fresh=True)
+    memory = model.init_cache(frames, actions, episodes, seed=5)
+    noise = model.noise(memory, 0)
+    assert noise.shape == (2, 3, 3, 8, 8)
+    assert torch.equal(noise[:, :1], forcing().noise(memory, 0))
+    assert all((a - b).abs().mean() > 0.5 for a, b in pairwise(noise.unbind(1)))
+    found, _ = model.step(memory, actions[:, 0])
+    assert torch.equal(model.step(memory, actions[:, 0])[0], found)
+    abar, before, x = model.abar, actions[:, :1], noise[:, :1].clamp(-6, 6)
+    for step, (now, then) in enumerate(pairwise(ddim_levels(3))):
+        v, _ = model(x, torch.full((2, 1), now), before, memory.cache)
+        clean = told_apart(x, v, abar[now])[0].clamp(-1, 1)
+        x = clean if then < 0 else noised(clean, noise[:, step + 1, None].clamp(-6, 6), abar[then])
+    torch.testing.assert_close(found, (x[:, 0] + 1) / 2)
+    plain = forcing()
+    assert not torch.equal(plain.step(plain.init_cache(frames, actions, episodes, 5),
+                                      actions[:, 0])[0], found)  # fmt: skip
+
+
 def forcing(**changes: object) -> DiffusionForcing:
     layers = FilmTransformerConfig(12, 4, 2, window=WINDOW, time_every=2)
     sizes = {"channels": 3, "image_size": 8, "actions": 3, "steps": 3, "outcome_width": 4,

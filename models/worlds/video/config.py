@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -175,11 +176,17 @@ class DiffusionForcingConfig(FilmWorldConfig):
     "Noise level, from 1 on, that frames of the past are told as; 0 tells them as clean."
     fade_context: bool = True
     "And their signal is as weak as it would be then (Diffusion Forcing; in Oasis it is not)."
+    guidance: float = 1.0
+    "History guidance: how far to go from what is told without a past to what is told with it."
+    fresh: bool = False
+    "Noise is drawn anew at every step, as students of few steps have learned (self_forcing)."
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.stabilise <= 1000:
             raise ValueError(f"model.stabilise={self.stabilise} must be 0 to 1000")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"model.guidance={self.guidance} must be 0 or more, and finite")
 
 
 @dataclass

@@ -11,7 +11,8 @@ of its own, and a causal transformer tells all of them at once:
 
 A frame is drawn beside the clean ones, in `steps` steps of DDIM, from noise that is drawn once.
 Those that are past are told as if they were a little noisy (`stabilise`), so that small mistakes
-are taken for noise; they lie in a cache, and each step computes the new frame alone.
+are taken for noise; they lie in a cache, and each step computes the new frame alone. History
+guidance (2025, arXiv:2502.06764), in its plainest form, goes on from what is told without a past.
 
 What differs: patches of pixels in the place of a VAE's latents, and the published 3D U-Net is the
 transformer that Oasis has.
@@ -33,7 +34,8 @@ from torch import Tensor, nn
 from models.worlds.initialise import init_uniform
 from models.worlds.video.config import DiffusionForcingConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
-from models.worlds.video.film_world import FilmWorld
+from models.worlds.video.film_world import DRAWN, FilmWorld, Memory
+from models.worlds.video.noise import normal
 from models.worlds.video.schedules import (
     LEVELS,
     ddim_levels,
@@ -116,16 +118,38 @@ class DiffusionForcing(FilmWorld):
         shown = z * self.abar[label].sqrt() if self.config.fade_context else z
         return self(shown, level, before, cache)[1]
 
+    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b n c h w"]:
+        """Of the next frame; if it is `fresh`, of every step in which it is drawn."""
+        first = super().noise(memory, use)
+        if use != DRAWN or not self.config.fresh:
+            return first
+        shape, more = first.shape[2:], range(1, self.config.steps)
+        counters = [(memory.count, use, step) for step in more]
+        later = [normal(memory.seed, memory.episodes, each, shape)[:, None] for each in counters]
+        return torch.cat([first, *later], dim=1)
+
     def draw(
-        self, noise: Float[Tensor, "b 1 c h w"], before: Int64[Tensor, "b 1"], cache: FilmCache
+        self, noise: Float[Tensor, "b n c h w"], before: Int64[Tensor, "b 1"], cache: FilmCache
     ) -> Float[Tensor, "b 1 c h w"]:
-        x, abar = noise.clamp(-LARGEST, LARGEST), self.abar
-        for now, then in pairwise(ddim_levels(self.config.steps)):
-            level = torch.full((len(x), 1), now, device=x.device)
-            v, _ = self(x, level, before, cache)
+        noise, abar = noise.clamp(-LARGEST, LARGEST), self.abar
+        x = noise[:, :1]
+        for step, (now, then) in enumerate(pairwise(ddim_levels(self.config.steps))):
+            v = self.guided(x, torch.full_like(before, now), before, cache)
             clean, eps = told_apart(x, v, abar[now])
+            if self.config.fresh and then >= 0:
+                eps = noise[:, step + 1, None]
             x = noised(clean.clamp(-1, 1), eps, abar[then])
         return x.clamp(-1, 1)
+
+    def guided(
+        self, x: Tensor, level: Tensor, before: Tensor, cache: FilmCache
+    ) -> Float[Tensor, "b 1 c h w"]:
+        """v, further from what is told without a past than it is by itself, if `guidance` > 1."""
+        v, _ = self(x, level, before, cache)
+        if self.config.guidance == 1:
+            return v
+        alone, _ = self(x, level, before)
+        return alone + self.config.guidance * (v - alone)
 
 
 def sines(level: Int64[Tensor, "b t"], d: int) -> Float[Tensor, "b t d"]:
