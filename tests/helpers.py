@@ -148,6 +148,28 @@ SMALL_WORLD = [
     "optim.warmup_steps=0",
     "report=false",
 ]
+SMALL_AGENT = [
+    "experiment=diamond/agent",
+    "data.image_size=16",
+    "data.batch_size=4",
+    "data.worlds=16",
+    "data.length=24",
+    "model.widths=[4,4]",
+    "model.hidden=8",
+    "recipe.horizon=3",
+    "recipe.episodes=8",
+    "recipe.frames=6",
+    "recipe.ranked=4",
+    "recipe.ranked_frames=3",
+    "report=false",
+]
+"An agent in that world, or in dreams of it: add recipe.world."
+SMALL_FORCED = [
+    "experiment=self_forcing/pinfall",
+    *SMALL_PINFALL["diffusion_forcing"][1:],
+    *SMALL_WORLD,
+]
+"A student of a diffusion_forcing: add recipe.teacher."
 SMALL_COLOURED_ROOMS = [
     "experiment=lewm/two_rooms_rgb",
     "model.width=24",

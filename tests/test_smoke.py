@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import (
+    SMALL_AGENT,
     SMALL_BATCH,
     SMALL_COLOURED_ROOMS,
     SMALL_FILM,
     SMALL_FILMS,
+    SMALL_FORCED,
     SMALL_FROZEN,
     SMALL_IMAGES,
     SMALL_PINFALL,
@@ -95,7 +97,14 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         ]  # fmt: skip
     paper, _, variant = name.partition("/")
     small = []
-    if paper in SMALL_IMAGES:
+    if name == "diamond/agent":
+        small = SMALL_AGENT
+    elif paper == "self_forcing":
+        of = [*SMALL_PINFALL["diffusion_forcing"], *SMALL_WORLD, f"runs_dir={tmp_path / 'of'}"]
+        config = compose([*of, "loop.steps=1", "run=teacher"])
+        run(config)
+        small = [*SMALL_FORCED, f"recipe.teacher={run_path(config)}"]
+    elif paper in SMALL_IMAGES:
         small = [*SMALL_IMAGES[paper], *SMALL_BATCH]
     elif paper == "jepa_video":
         small = [*SMALL_FILMS[variant], *SMALL_FILM]

@@ -56,10 +56,13 @@ class Meter:
         self.pending.clear()
 
     def row(self, state: LoopState) -> tuple[dict[str, float], dict[str, float]]:
-        """Mean of each metric since the last row, and the speed since then."""
-        keys = state.window[-1].keys()
+        """Mean of each metric over the steps since the last row that had it, and the speed."""
+        found: dict[str, list[float]] = {}
+        for metrics in state.window:
+            for key, value in metrics.items():
+                found.setdefault(key, []).append(value)
         row: dict[str, float] = {self.recipe.unit: state.units}
-        row.update({k: sum(m[k] for m in state.window) / len(state.window) for k in keys})
+        row.update({key: sum(values) / len(values) for key, values in found.items()})
         state.window.clear()
         now = time.monotonic()
         seconds = max(now - self.marked[0], 1e-9)

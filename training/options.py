@@ -59,6 +59,7 @@ from training.recipes.config_video import (
     DreamAgentConfig,
     Dreamer4RecipeConfig,
     GenieRecipeConfig,
+    SelfForcingRecipeConfig,
 )
 from training.recipes.config_worlds import (
     IJEPARecipeConfig,
@@ -91,6 +92,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "diffusion_forcing": DiffusionForcingRecipeConfig,
         "dreamer4": Dreamer4RecipeConfig,
         "genie": GenieRecipeConfig,
+        "self_forcing": SelfForcingRecipeConfig,
         "dream_agent": DreamAgentConfig,
     },
     "model": {

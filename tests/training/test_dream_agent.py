@@ -12,7 +12,7 @@ import torch
 
 from models.agents.actor_critic import ActorCritic
 from models.agents.config import ActorCriticConfig
-from tests.helpers import SMALL_PINFALL, SMALL_WORLD, train
+from tests.helpers import SMALL_AGENT, SMALL_PINFALL, SMALL_WORLD, train
 from training.config import compose
 from training.data.config_worlds import PinfallConfig, Variant
 from training.data.pinfall import PinfallData
@@ -36,14 +36,12 @@ from training.returns import lambda_returns
 from training.worlds import Start
 
 FRESH = int.from_bytes(np.random.default_rng().bytes(4), "little")  # printed when a test fails
-SMALL = ["experiment=diamond/agent", "data.image_size=16", "data.batch_size=4", "data.worlds=16",
-         "data.length=24", "model.widths=[4,4]", "model.hidden=8", "recipe.horizon=3",
-         "recipe.episodes=8", "recipe.frames=6", "recipe.ranked=4", "recipe.ranked_frames=3",
-         "loop.steps=2"]  # fmt: skip
 
 
 def recipe(*overrides: str) -> dream_agent.DreamAgentTraining:
-    return dream_agent.build(compose([*SMALL, *overrides]), Processes(), torch.device("cpu"))
+    return dream_agent.build(
+        compose([*SMALL_AGENT, "loop.steps=2", *overrides]), Processes(), torch.device("cpu")
+    )
 
 
 @pytest.fixture(scope="module")

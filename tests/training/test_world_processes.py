@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import (
+    SMALL_AGENT,
     SMALL_BATCH,
     SMALL_FILM,
     SMALL_FILMS,
+    SMALL_FORCED,
     SMALL_FROZEN,
     SMALL_IMAGES,
     SMALL_PINFALL,
@@ -26,6 +28,8 @@ CASES = {
     "dreamer4": [*SMALL_PINFALL["dreamer4"], *SMALL_WORLD],
     "genie": [*SMALL_PINFALL["genie"], *SMALL_WORLD],
     "diffusion_forcing": [*SMALL_PINFALL["diffusion_forcing"], *SMALL_WORLD],
+    "dream_agent": SMALL_AGENT,
+    "self_forcing": SMALL_FORCED,
     "vjepa2_ac": [*SMALL_FROZEN, "recipe.policies=[]"],
 }
 
@@ -34,6 +38,11 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(case: str, tmp_path: Path) -> None:
     sets = [*CASES[case], "loop.steps=3", "loop.log_every=1", "run=x"]
+    if case == "self_forcing":
+        of = [*SMALL_PINFALL["diffusion_forcing"], *SMALL_WORLD, "loop.steps=2", "optim.lr=0.01"]
+        done = train(tmp_path / "of", *of, "run=teacher")
+        assert done.returncode == 0, done.stderr[-3000:]
+        sets.append(f"recipe.teacher={next((tmp_path / 'of').glob('*/*/teacher'))}")
     found = []
     for processes in (1, 2):
         done = train(tmp_path / str(processes), *sets, processes=processes)

@@ -60,6 +60,24 @@ class DiffusionForcingRecipeConfig(VideoWorldConfig):
 
 
 @dataclass
+class SelfForcingRecipeConfig(VideoWorldConfig):
+    """A student of few steps, taught on films that it draws itself."""
+
+    name: str = "self_forcing"
+    "Which recipe: the stem of its file."
+    teacher: str | None = checkpoint()
+    "Directory of a finished run of diffusion_forcing."
+    critic_steps: int = 5
+    "Steps of the critic for each of the student."
+    teacher_steps: int = 8
+    "Steps in which the teacher draws a frame, when it is judged beside."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "recipe", 1, "critic_steps", "teacher_steps")
+
+
+@dataclass
 class Dreamer4RecipeConfig(VideoWorldConfig):
     """Clean frames told from any noise, in steps of any size."""
 
