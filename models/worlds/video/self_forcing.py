@@ -67,20 +67,20 @@ class SelfForcing(nn.Module):
         noise = noise.clamp(-LARGEST, LARGEST)
         with torch.no_grad():
             cache = student.show(seen, before[:, :n], seen, None)
-        film = []
+        film, levels = [], list(pairwise(ddim_levels(self.config.steps)))
         for frame in range(noise.shape[1]):
-            done = before[:, n + frame, None]
-            z = noise[:, frame, :1]
-            for step, (now, then) in enumerate(pairwise(ddim_levels(self.config.steps))):
-                with torch.set_grad_enabled(torch.is_grad_enabled() and step == last):
-                    v, _ = student(z, torch.full_like(done, now), done, cache)
-                    clean = told_apart(z, v, abar[now])[0].clamp(-1, 1)
-                if step == last:
-                    break
-                z = noised(clean, noise[:, frame, step + 1, None], abar[then])
-            film.append(clean)
+            done, z = before[:, n + frame, None], noise[:, frame, :1]
+
+            def clean(z: Tensor, level: int, done: Tensor = done, cache: Any = cache) -> Tensor:
+                v, _ = student(z, torch.full_like(done, level), done, cache)
+                return told_apart(z, v, abar[level])[0].clamp(-1, 1)
+
             with torch.no_grad():
-                cache = student.show(clean.detach(), done, clean, cache)
+                for step, (now, then) in enumerate(levels[:last]):
+                    z = noised(clean(z, now), noise[:, frame, step + 1, None], abar[then])
+            film.append(clean(z, levels[last][0]))
+            with torch.no_grad():
+                cache = student.show(film[-1].detach(), done, z, cache)
         return torch.cat(film, dim=1)
 
     def told(
