@@ -83,6 +83,8 @@ class Dreamer4RecipeConfig(VideoWorldConfig):
 
     name: str = "dreamer4"
     "Which recipe: the stem of its file."
+    prepare: float = 0.3
+    "Share of the run in which a tokenizer learns, if the model has one."
     jumps: float = 0.25
     "Share of the clips that learn larger steps from two smaller ones."
     jumps_after: float = 0.3
@@ -90,7 +92,7 @@ class Dreamer4RecipeConfig(VideoWorldConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, "recipe", 0.0, 1.0, "jumps", "jumps_after")
+        within(self, "recipe", 0.0, 1.0, "prepare", "jumps", "jumps_after")
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """Clean frames told from any noise, in steps of any size: `recipe=dreamer4`.
 
-Dreamer 4 (2025, arXiv:2509.24527), the dynamics. One step, with clips of T frames whose noise and
-step are each frame's own:
+Dreamer 4 (2025, arXiv:2509.24527). With a tokenizer (`model.tokenizer`), the first `recipe.prepare`
+of the run is its own: |decode(encode(masked x)) - x|^2, a share of the patches masked that is drawn
+for every frame. Then, or from the start, the dynamics learns, and the tokenizer does not change.
+One step, with clips of T frames whose noise and step are each frame's own:
 
     most clips      tau on the finest grid, d the smallest step: |f(z, tau, d) - x|^2
     recipe.jumps    d = 2, 4, .. smallest steps: what two steps of d / 2 reach, without a gradient
@@ -21,6 +23,7 @@ from models.worlds.video.dreamer4 import Dreamer4
 from models.worlds.video.noise import even, normal
 from models.worlds.video.shortcut import draw_levels, shortcut_loss
 from training.distributed import Processes
+from training.errors import UserError
 from training.estimate import Estimate
 from training.recipes.config_video import Dreamer4RecipeConfig
 from training.recipes.video_world import FRAMEWORK as FRAMEWORK
@@ -43,12 +46,18 @@ class Dreamer4Training(VideoWorldTraining):
     """Trains the transformer."""
 
     kind = Dreamer4
+    methods = ("outcome", "prepare", "encode", "decode")
     model: Dreamer4
     recipe: Dreamer4RecipeConfig
 
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
-        seed, x = stream_seed(self.config.seed, "noise"), frames * 2 - 1
-        most, t = self.model.most, x.shape[1]
+        seed, model = stream_seed(self.config.seed, "noise"), self.model
+        if self.preparing:
+            error = model.prepare(frames, self.masked(frames, rows))
+            self.note(tokenizer=error)
+            return error
+        x = model.encode(frames)
+        most, t = model.most, x.shape[1]
         share = even(seed, rows, (0,), (t, 2))
         eps = normal(seed, rows, (1,), x.shape[1:])
         before = F.pad(actions, (1, 0), value=self.model.actions)
@@ -70,6 +79,20 @@ class Dreamer4Training(VideoWorldTraining):
             total = total + own * (flow + jump).mean(1).sum()
         return total / len(x)
 
+    @property
+    def preparing(self) -> bool:
+        """Whether it is the tokenizer's turn."""
+        share = self.recipe.prepare if self.model.tokenizer is not None else 0.0
+        return self.trainer.count < share * self.config.loop.steps
+
+    def masked(self, frames: Tensor, rows: Tensor) -> Tensor:
+        """Which patches [b, t, s] of frames are."""
+        model, seed = self.model, stream_seed(self.config.seed, "mask")
+        assert model.config.tokenizer is not None
+        t = frames.shape[1]
+        share = even(seed, rows, (0,), (t, 1)) * model.config.tokenizer.masked
+        return even(seed, rows, (1,), (t, (model.size // model.config.patch) ** 2)) < share
+
     def kinds(self, rows: Tensor) -> list[tuple[bool, Tensor]]:
         """Whether steps are large, and which clips learn them; the same whatever else is in the
         batch. A kind that there is, every process goes through, with a clip of its own or not."""
@@ -84,6 +107,13 @@ def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_world(config, "dreamer4", getattr(config.model, "patch", 1))
     check_clips(config)
+    recipe = config.recipe
+    assert isinstance(recipe, Dreamer4RecipeConfig)
+    if getattr(config.model, "tokenizer", None) and recipe.jumps_after < recipe.prepare:
+        raise UserError(
+            f"recipe.jumps_after={recipe.jumps_after} must be recipe.prepare={recipe.prepare} or "
+            "more: larger steps are learned from smaller ones, those from a tokenizer"
+        )
 
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> Dreamer4Training:
@@ -102,8 +132,8 @@ def estimate(config: TrainConfig) -> Estimate:
     x, actions = clips_on_meta(config)
 
     def loss() -> Tensor:
-        tau = torch.zeros(x.shape[:2], dtype=torch.long, device="meta")
-        told, _ = model(x, tau, tau + 1, F.pad(actions, (1, 0)))
+        tau, z = torch.zeros(x.shape[:2], dtype=torch.long, device="meta"), model.encode(x)
+        told, _ = model(z, tau, tau + 1, F.pad(actions, (1, 0)))
         return told.square().mean()
 
     return world_estimate(config, model, loss)

@@ -190,11 +190,42 @@ class DiffusionForcingConfig(FilmWorldConfig):
 
 
 @dataclass
+class MaskedTokenizerConfig:
+    """A masked autoencoder of frames, through a few latent tokens."""
+
+    latents: int = 16
+    "Tokens that a frame is to the dynamics."
+    channels: int = 16
+    "Numbers of each."
+    dim: int = 128
+    "Width of its own tokens."
+    depth: int = 4
+    "Blocks of the encoder, and of the decoder."
+    heads: int = 4
+    "Heads; they divide dim."
+    masked: float = 0.9
+    "Largest share of the patches of a frame that are masked in training; the least is none."
+
+    def __post_init__(self) -> None:
+        for key in ("latents", "channels", "dim", "depth", "heads"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.tokenizer.{key}={getattr(self, key)} must be at least 1")
+        if self.dim % self.heads:
+            raise ValueError(
+                f"model.tokenizer.heads={self.heads} must divide model.tokenizer.dim={self.dim}"
+            )
+        if not 0 <= self.masked < 1:
+            raise ValueError(f"model.tokenizer.masked={self.masked} must be from 0 to below 1")
+
+
+@dataclass
 class Dreamer4Config(FilmWorldConfig):
     """A causal transformer that tells clean frames, in steps of any size."""
 
     name: str = "dreamer4"
     "Which model: the stem of its file."
+    tokenizer: MaskedTokenizerConfig | None = None
+    "What makes latents of frames; null: the dynamics sees patches of pixels."
     most: int = 8
     "Smallest steps from noise to a frame, a power of two; k_max of the paper."
     registers: int = 1

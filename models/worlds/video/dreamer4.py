@@ -5,17 +5,18 @@ in a transformer that has no conditions, but tokens for what it is told:
 
     action     a_{t-1} and a base, or the base alone where no action is known
     signal     tau_t and d_t: how clean the frame is, and how far the next step goes
-    places     patches of z_t, noise and frame mixed; what comes out of them is the frame, clean
+    places     tokens of z_t, noise and frame mixed; what comes out of them is the frame, clean
     registers  for the model's own use
 
 trained by shortcut forcing (shortcut.py), with tau and d of each frame by itself. A frame is drawn
 in `steps` steps of 1 / steps. Those of the past are shown a little noisy, `context_noise` of noise
 drawn once for each, and say so.
 
-What differs: patches of pixels in the place of the latents of a tokenizer, and one kind of action.
-The paper's tau_ctx = 0.1 is read as a tenth of noise, which "slightly corrupted" says too.
+The tokens of z are the latents of a tokenizer (masked_tokenizer.py), which has learned before, or,
+without one, patches of pixels. What differs: one kind of action, and latents are not packed. The
+paper's tau_ctx = 0.1 is read as a tenth of noise, which "slightly corrupted" says too.
 
-Dimensions: b films, t frames, c channels, s patches of a frame, d width.
+Dimensions: b films, t frames, s tokens of a frame, p numbers of each, d width.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform
 from models.worlds.video.config import Dreamer4Config
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
-from models.worlds.video.film_world import FilmWorld
+from models.worlds.video.film_world import FilmWorld, Memory
+from models.worlds.video.masked_tokenizer import MaskedTokenizer
+from models.worlds.video.noise import normal
 from models.worlds.video.shortcut import between, powers, travel
 
 TOLD = 2  # tokens of what a frame is told: action and signal
@@ -43,16 +46,20 @@ class Dreamer4(FilmWorld):
     def __init__(self, config: Dreamer4Config) -> None:
         super().__init__(config)
         d, places = config.transformer.dim, (self.size // config.patch) ** 2
-        pixels = self.channels * config.patch**2
-        self.places, self.most = places, config.most
-        self.enter = nn.Linear(pixels, d)
+        numbers = self.channels * config.patch**2
+        self.most, self.tokenizer = config.most, None
+        if config.tokenizer is not None:
+            self.tokenizer = MaskedTokenizer(config.tokenizer, places, numbers)
+            places, numbers = config.tokenizer.latents, config.tokenizer.channels
+        self.places, self.numbers = places, numbers
+        self.enter = nn.Linear(numbers, d)
         self.place = nn.Parameter(torch.empty(TOLD + places + config.registers, d))
         self.action = nn.Embedding(self.actions + 1, d)  # the last is no action: the base alone
         self.signal = nn.Embedding(config.most + 1, d // 2)
         self.stride = nn.Embedding(len(powers(config.most)), d - d // 2)
         self.transformer = FilmTransformer(config.transformer, conditioned=False)
         self.norm = nn.RMSNorm(d)
-        self.leave = nn.Linear(d, pixels)
+        self.leave = nn.Linear(d, numbers)
 
     def init_own(self, generator: torch.Generator | None) -> None:
         self.place.normal_(0.0, 0.02, generator=generator)
@@ -67,38 +74,63 @@ class Dreamer4(FilmWorld):
         for parameter in self.leave.parameters():
             parameter.zero_()
 
+    def cut(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t s p"]:
+        """Patches of frames in [0, 1], in [-1, 1]."""
+        p = self.config.patch
+        patches = rearrange(frames, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+        return patches * 2 - 1
+
+    def prepare(
+        self, frames: Float[Tensor, "b t c h w"], masked: Bool[Tensor, "b t s"]
+    ) -> Float[Tensor, ""]:
+        """The tokenizer's error on frames of which it does not see some patches."""
+        assert self.tokenizer is not None
+        x = self.cut(frames)
+        return F.mse_loss(self.tokenizer.decode(self.tokenizer.encode(x, masked)), x)
+
+    @torch.no_grad()
+    def encode(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t s p"]:
+        x = self.cut(frames)
+        return x if self.tokenizer is None else self.tokenizer.encode(x)
+
+    @torch.no_grad()
+    def decode(self, z: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t c h w"]:
+        x = z if self.tokenizer is None else self.tokenizer.decode(z).clamp(-1, 1)
+        p, side = self.config.patch, self.size // self.config.patch
+        frames = rearrange(x, "b t (h w) (c p q) -> b t c (h p) (w q)", h=side, p=p, q=p)
+        return (frames + 1) / 2
+
+    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 s p"]:
+        shape = self.places, self.numbers
+        return normal(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
+
     def forward(
         self,
-        z: Float[Tensor, "b t c h w"],
+        z: Float[Tensor, "b t s p"],
         tau: Int64[Tensor, "b t"],
         stride: Int64[Tensor, "b t"],
         before: Int64[Tensor, "b t"],
         cache: FilmCache | None = None,
-    ) -> tuple[Float[Tensor, "b t c h w"], FilmCache]:
+    ) -> tuple[Float[Tensor, "b t s p"], FilmCache]:
         """The clean frames that are told of noisy ones, and the cache with them.
 
         Args:
             tau, stride: in smallest steps, 1 / config.most.
             before: the action before each frame; `actions` where none is known.
         """
-        p, registers = self.config.patch, self.config.registers
-        patches = rearrange(z, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
         size = stride.float().log2().round().long()  # its index: 0, 1, 2, ..
         signal = torch.cat([self.signal(tau), self.stride(size)], dim=-1)
         told = torch.stack([self.action(before), signal], dim=2)
-        x = F.pad(torch.cat([told, self.enter(patches)], dim=2), (0, 0, 0, registers))
-        x, kept = self.transformer(x + self.place, None, cache)
-        out = self.leave(self.norm(x[:, :, TOLD : TOLD + self.places]))
-        frames = rearrange(
-            out, "b t (h w) (c p q) -> b t c (h p) (w q)", h=z.shape[-2] // p, p=p, q=p
-        )
-        return frames, kept
+        x = torch.cat([told, self.enter(z)], dim=2)
+        x = F.pad(x, (0, 0, 0, self.config.registers)) + self.place
+        x, kept = self.transformer(x, None, cache)
+        return self.leave(self.norm(x[:, :, TOLD : TOLD + self.places])), kept
 
     def show(
         self,
-        z: Float[Tensor, "b t c h w"],
+        z: Float[Tensor, "b t s p"],
         before: Int64[Tensor, "b t"],
-        noise: Float[Tensor, "b t c h w"],
+        noise: Float[Tensor, "b t s p"],
         cache: FilmCache | None,
     ) -> FilmCache:
         """A little noisy, at the nearest level; clean ones are told as the last one trained."""
@@ -109,8 +141,8 @@ class Dreamer4(FilmWorld):
         return self(shown, told, torch.ones_like(tau), before, cache)[1]
 
     def draw(
-        self, noise: Float[Tensor, "b 1 c h w"], before: Int64[Tensor, "b 1"], cache: FilmCache
-    ) -> Float[Tensor, "b 1 c h w"]:
+        self, noise: Float[Tensor, "b 1 s p"], before: Int64[Tensor, "b 1"], cache: FilmCache
+    ) -> Float[Tensor, "b 1 s p"]:
         def tell(z: Tensor, tau: Tensor, stride: Tensor) -> Tensor:
             return self(z, tau, stride, before, cache)[0]
 
