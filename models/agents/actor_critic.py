@@ -2,7 +2,8 @@
 
 The agent of DIAMOND (2024, arXiv:2405.12399): convolutions, and on top of them two linear maps, one
 to the logits of actions, one to the value. What differs: it sees the last `context` frames at once
-where the published one sees one and has an LSTM; each of its levels is one convolution of stride 2.
+where the published one sees one and has an LSTM; each of its levels is one convolution of stride 2;
+a black pixel is 0 to it, so that little else than what moves comes through.
 
 Dimensions: b worlds, n frames, c channels.
 """
@@ -17,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.agents.config import ActorCriticConfig
-from models.worlds.initialise import init_uniform
+
+LIT = 4.0  # what a pixel's 1 is to the network: most are 0
 
 
 class ActorCritic(nn.Module):
@@ -39,8 +41,14 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Random weights; at first every action is as likely, and worth nothing."""
-        init_uniform(self, generator)
+        """Random weights, those of He et al. (2015), that keep the size of what comes through; at
+        first every action is as likely, and worth nothing."""
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                size = (2 / part.weight[0].numel()) ** 0.5
+                part.weight.normal_(0.0, size, generator=generator)
+                assert part.bias is not None
+                part.bias.zero_()
         for part in (self.actor, self.critic):
             for parameter in part.parameters():
                 parameter.zero_()
@@ -48,7 +56,7 @@ class ActorCritic(nn.Module):
     def forward(
         self, frames: Float[Tensor, "b n c h w"]
     ) -> tuple[Float[Tensor, "b actions"], Float[Tensor, " b"]]:
-        x = frames[:, -self.context :].flatten(1, 2) * 2 - 1
+        x = frames[:, -self.context :].flatten(1, 2) * LIT
         for layer in self.layers:
             x = F.silu(layer(x))
         x = F.silu(self.hidden(x.flatten(1)))
