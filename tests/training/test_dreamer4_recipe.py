@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.worlds.video.config import Dreamer4Config, FilmTransformerConfig
+from models.worlds.video.config import (
+    Dreamer4Config,
+    FilmTransformerConfig,
+    MaskedTokenizerConfig,
+)
 from models.worlds.video.dreamer4 import TOLD, Dreamer4
+from models.worlds.video.masked_tokenizer import SplitAttention
 from models.worlds.video.noise import normal
 from models.worlds.video.shortcut import between
 from tests.helpers import SMALL_PINFALL, SMALL_WORLD
@@ -29,9 +34,15 @@ def dreamer(**changes: object) -> Dreamer4:
     return drawn(Dreamer4(Dreamer4Config(**(sizes | changes))))  # type: ignore
 
 
+TOKENIZER = MaskedTokenizerConfig(latents=4, channels=48, dim=16, depth=2, heads=2)
+
+
+@pytest.mark.parametrize("tokenizer", [MaskedTokenizerConfig(), TOKENIZER])
 @torch.no_grad()
-def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again() -> None:
-    model, (frames, actions) = dreamer(), clip(4)
+def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again(
+    tokenizer: MaskedTokenizerConfig,
+) -> None:
+    model, (frames, actions) = dreamer(tokenizer=tokenizer), clip(4)
     episodes, most = torch.tensor([3, 8]), model.most
     level = round(0.9 * most)
     memory = model.init_cache(frames, actions, episodes, seed=5)
@@ -73,6 +84,65 @@ def test_what_is_told_depends_on_the_signal_the_step_and_the_action_of_its_frame
         changed = (moved - base).abs().amax((0, 2, 3)) > 1e-6
         assert changed.tolist() == [False, True, True]
     assert model.place.shape[0] == TOLD + 4 + 1
+
+
+@torch.no_grad()
+def test_latents_are_told_from_all_patches_and_patches_from_all_latents() -> None:
+    model, (frames, _) = dreamer(tokenizer=TOKENIZER), clip(3)
+    assert model.tokenizer is not None
+    x = model.cut(frames)
+    z = model.encode(frames)
+    assert z.shape == (2, 3, 4, 48) and z.abs().max() <= 1
+    for patch in range(4):
+        moved = x.clone()
+        moved[:, 1, patch] += 0.5
+        off = (model.tokenizer.encode(moved) - z).abs().amax((0, 3)) > 1e-7
+        assert off[1].all() and not off[[0, 2]].any(), "of its own frame"
+    told = model.tokenizer.decode(z)
+    for latent in range(4):
+        moved = z.clone()
+        moved[:, 1, latent] += 0.5
+        off = (model.tokenizer.decode(moved) - told).abs().amax((0, 3)) > 1e-7
+        assert off[1].all() and not off[[0, 2]].any()
+    masked = torch.zeros(x.shape[:3], dtype=torch.bool)
+    masked[:, :, 2] = True
+    other = x.clone()
+    other[:, :, 2] = torch.rand(other[:, :, 2].shape)
+    hidden = [model.tokenizer.encode(y, masked) for y in (x, other)]
+    assert torch.equal(*hidden) and not torch.equal(hidden[0], z)
+
+
+def test_in_the_encoder_patches_do_not_see_latents_nor_in_the_decoder_latents_patches() -> None:
+    x = torch.randn(2, 9, 16)
+    for encodes in (True, False):
+        layer = drawn(SplitAttention(TOKENIZER, encodes))
+        base = layer(x)
+        for first, count in ((0, 4), (4, 5)):  # latents, patches
+            moved = x.clone()
+            moved[:, first : first + count] += torch.randn(2, count, 16)
+            off = (layer(moved) - base).abs().amax((0, 2)) > 1e-7
+            others = off[4:] if first == 0 else off[:4]
+            seen = encodes if first else not encodes
+            assert others.all() if seen else not others.any()
+
+
+def test_first_the_tokenizer_learns_and_then_the_dynamics_alone() -> None:
+    small = ["model.tokenizer.latents=3", "model.tokenizer.channels=4", "model.tokenizer.dim=8",
+             "model.tokenizer.depth=1", "model.tokenizer.heads=2"]  # fmt: skip
+    made = recipe(*small, "recipe.prepare=0.5", "recipe.jumps_after=0.75", "loop.steps=4",
+                  "optim.ema_decay=null")  # fmt: skip
+    for step in range(4):
+        before = {k: p.detach().clone() for k, p in made.model.named_parameters()}
+        metrics = made.step(made.data.batch(step))
+        moved = {k.split(".")[0] for k, p in made.model.named_parameters()
+                 if not torch.equal(p, before[k])} - {"outcomes"}  # fmt: skip
+        assert (moved == {"tokenizer"}) == (step < 2) and ("tokenizer" in moved) == (step < 2)
+        assert ("train/tokenizer" in metrics) == (step < 2)
+    share = made.masked(torch.zeros(600, 6, 3, 16, 16), torch.arange(600)).float().mean(-1)
+    assert share.min() == 0 and abs(share.mean() - 0.45) < 0.03
+    assert "eval/error/5" in made.evaluate()
+    with pytest.raises(UserError, match=r"recipe\.jumps_after=0\.2 must be recipe\.prepare=0\.5"):
+        recipe(*small, "recipe.prepare=0.5", "recipe.jumps_after=0.2")
 
 
 def test_most_clips_learn_the_smallest_step_and_a_quarter_learns_larger_ones_later() -> None:
@@ -134,6 +204,9 @@ def test_a_step_learns_and_dreams_send_nothing_back() -> None:
         ("model.steps=3", r"model\.steps=3 must divide model\.most=8"),
         ("model.context_noise=1", r"model\.context_noise=1.* must be from 0 to below 1"),
         ("recipe.jumps=1.5", r"recipe\.jumps=1\.5"),
+        ("model.tokenizer.heads=3", r"model\.tokenizer\.heads=3 must divide model\.tokenizer\.dim"),
+        ("model.tokenizer.masked=1", r"model\.tokenizer\.masked=1.* from 0 to below 1"),
+        ("recipe.prepare=2", r"recipe\.prepare=2"),
         ("model.registers=-1", r"model\.registers=-1 must be 0 or more"),
     ],
 )

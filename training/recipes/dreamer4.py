@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.worlds.video.config import Dreamer4Config
 from models.worlds.video.dreamer4 import Dreamer4
 from models.worlds.video.noise import even, normal
 from models.worlds.video.shortcut import draw_levels, shortcut_loss
@@ -88,7 +89,6 @@ class Dreamer4Training(VideoWorldTraining):
     def masked(self, frames: Tensor, rows: Tensor) -> Tensor:
         """Which patches [b, t, s] of frames are."""
         model, seed = self.model, stream_seed(self.config.seed, "mask")
-        assert model.config.tokenizer is not None
         t = frames.shape[1]
         share = even(seed, rows, (0,), (t, 1)) * model.config.tokenizer.masked
         return even(seed, rows, (1,), (t, (model.size // model.config.patch) ** 2)) < share
@@ -108,8 +108,8 @@ def check(config: TrainConfig) -> None:
     check_world(config, "dreamer4", getattr(config.model, "patch", 1))
     check_clips(config)
     recipe = config.recipe
-    assert isinstance(recipe, Dreamer4RecipeConfig)
-    if getattr(config.model, "tokenizer", None) and recipe.jumps_after < recipe.prepare:
+    assert isinstance(recipe, Dreamer4RecipeConfig) and isinstance(config.model, Dreamer4Config)
+    if config.model.tokenizer.latents and recipe.jumps_after < recipe.prepare:
         raise UserError(
             f"recipe.jumps_after={recipe.jumps_after} must be recipe.prepare={recipe.prepare} or "
             "more: larger steps are learned from smaller ones, those from a tokenizer"

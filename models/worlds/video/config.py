@@ -193,8 +193,8 @@ class DiffusionForcingConfig(FilmWorldConfig):
 class MaskedTokenizerConfig:
     """A masked autoencoder of frames, through a few latent tokens."""
 
-    latents: int = 16
-    "Tokens that a frame is to the dynamics."
+    latents: int = 0
+    "Tokens that a frame is to the dynamics; 0: none, it sees patches of pixels."
     channels: int = 16
     "Numbers of each."
     dim: int = 128
@@ -207,9 +207,13 @@ class MaskedTokenizerConfig:
     "Largest share of the patches of a frame that are masked in training; the least is none."
 
     def __post_init__(self) -> None:
-        for key in ("latents", "channels", "dim", "depth", "heads"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"model.tokenizer.{key}={getattr(self, key)} must be at least 1")
+        for key, least in (
+            ("latents", 0),
+            *((k, 1) for k in ("channels", "dim", "depth", "heads")),
+        ):
+            if getattr(self, key) < least:
+                given = getattr(self, key)
+                raise ValueError(f"model.tokenizer.{key}={given} must be at least {least}")
         if self.dim % self.heads:
             raise ValueError(
                 f"model.tokenizer.heads={self.heads} must divide model.tokenizer.dim={self.dim}"
@@ -224,8 +228,8 @@ class Dreamer4Config(FilmWorldConfig):
 
     name: str = "dreamer4"
     "Which model: the stem of its file."
-    tokenizer: MaskedTokenizerConfig | None = None
-    "What makes latents of frames; null: the dynamics sees patches of pixels."
+    tokenizer: MaskedTokenizerConfig = field(default_factory=MaskedTokenizerConfig)
+    "What makes latents of frames, if it has any."
     most: int = 8
     "Smallest steps from noise to a frame, a power of two; k_max of the paper."
     registers: int = 1

@@ -48,7 +48,7 @@ class Dreamer4(FilmWorld):
         d, places = config.transformer.dim, (self.size // config.patch) ** 2
         numbers = self.channels * config.patch**2
         self.most, self.tokenizer = config.most, None
-        if config.tokenizer is not None:
+        if config.tokenizer.latents:
             self.tokenizer = MaskedTokenizer(config.tokenizer, places, numbers)
             places, numbers = config.tokenizer.latents, config.tokenizer.channels
         self.places, self.numbers = places, numbers
