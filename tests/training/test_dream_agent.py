@@ -236,7 +236,6 @@ def test_later_passes_do_not_push_further_than_the_clip() -> None:
 def test_what_cannot_be_is_refused(world: Path, tmp_path: Path) -> None:
     for overrides, says in (
         (["data.seq_len=3"], r"data\.seq_len=3 must be model\.context=4 or more"),
-        (["recipe.draw_steps=2"], r"recipe\.draw_steps=2 is of a world model"),
         ([f"recipe.world={world}", "data.image_size=32"], r"is of data\.image_size=16, not of 32"),
         ([f"recipe.world={world}", "data.variant=uniform"], r"is of data\.variant=paddle, not of"),
         ([f"recipe.world={world}", "model.context=2"], r"must see 4 frames, model\.context=2"),

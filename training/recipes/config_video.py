@@ -130,7 +130,7 @@ class DreamAgentConfig(RecipeConfig):
     world: str | None = checkpoint()
     "Directory of the run that the world is from; null: the simulator, which is the ceiling."
     draw_steps: int | None = None
-    "Steps in which the world draws a frame; null: as its model has it."
+    "Steps in which a world model draws a frame; null: as it does when it is played."
     horizon: int = 15
     "Frames of a dream."
     discount: float = 0.985

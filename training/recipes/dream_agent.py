@@ -287,11 +287,6 @@ def open_dreams(config: TrainConfig, device: torch.device) -> OpenWorld | None:
     recipe = config.recipe
     assert isinstance(recipe, DreamAgentConfig) and isinstance(config.data, PinfallConfig)
     if recipe.world is None:
-        if recipe.draw_steps is not None:
-            raise UserError(
-                f"recipe.draw_steps={recipe.draw_steps} is of a world model: name one with "
-                "recipe.world"
-            )
         return None
     directory = locate(recipe.world, "recipe.world")
     own = world_of(directory / "config.yaml")
