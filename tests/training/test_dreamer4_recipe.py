@@ -195,6 +195,9 @@ def test_a_step_learns_and_dreams_send_nothing_back() -> None:
     metrics = made.evaluate(final=True)
     assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
     assert {"eval/error/5", "eval/pairs/error/5", "eval/separation"} <= metrics.keys()
+    assert made.summary()["latency"]["over_uncached"] > 0
+    assert metrics["eval/shuffled_actions"] != 1
+    assert recipe("recipe.blind=true").evaluate(final=True)["eval/shuffled_actions"] == 1
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,10 @@ class GenieTraining(VideoWorldTraining):
         before = F.pad(done, (1, 0), value=self.model.dynamics.none)
         return masked_loss(self.model(shown, before)[0], tokens, masked)
 
+    @property
+    def hears(self) -> bool:
+        return self.model.latents is None
+
     def masked(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Which tokens [b, t, s] are: of the first frame none, of others none, or a share."""
         recipe, seed = self.recipe, stream_seed(self.config.seed, "noise")

@@ -64,6 +64,10 @@ class SelfForcingTraining(VideoWorldTraining):
     model: SelfForcing
     recipe: SelfForcingRecipeConfig
 
+    @property
+    def hears(self) -> bool:
+        return False  # its loss is no error of frames
+
     def initialise(self, model: SelfForcing) -> None:
         super().initialise(model)
         begin(model, self.config)

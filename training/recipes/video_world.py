@@ -188,6 +188,7 @@ class VideoWorldTraining:
             for method in self.methods:
                 register_fsdp_forward_method(self.model, method)
         self.found: dict[str, Any] = {}
+        self.terms: dict[str, Tensor | float] = {}
 
     def initialise(self, model: Any) -> None:
         device = next(model.parameters()).device
@@ -205,7 +206,7 @@ class VideoWorldTraining:
         self.model.train()
         size = self.data.config.batch_size
         rows = self.data.mine(self.trainer.count * size + np.arange(size))
-        self.terms: dict[str, Tensor] = {}
+        self.terms = {}
         metrics = self.trainer.update(batch | {"row": rows}, self.batch_loss)
         terms = {f"train/{name}": self.trainer.mean(x) for name, x in self.terms.items()}
         return {**metrics, **terms}
@@ -273,6 +274,7 @@ class VideoWorldTraining:
                     other, _, _ = judge(world, self.exam(split), steering=False)
                     found |= {f"{split}/{k}": v for k, v in other.items() if k.startswith(OTHER)}
                 self.found["latency"] = latency(world, exam)
+                found |= self.misled()
                 if exam.variant == Variant.fork:
                     found |= forked(world, self.draw, FORKS, self.trainer.device)
         if final:
@@ -283,6 +285,24 @@ class VideoWorldTraining:
         truth = exam.frames[:SHOWN, exam.context - 1 :]
         self.film = truth[:, ::EVERY], torch.cat([truth[:, :1], told[:SHOWN]], dim=1)[:, ::EVERY]
         return {f"eval/{name}": value for name, value in found.items()}
+
+    def misled(self) -> dict[str, float]:
+        """How much larger the loss is if clips are told the actions of others; 1 for a model that
+        does not mind. Noise is the same."""
+        if not self.hears:
+            return {}
+        clips = self.data.heldout(self.recipe.dreams, self.data.config.seq_len)
+        frames, actions = self.watch(clips), torch.from_numpy(clips.actions).to(self.trainer.device)
+        if self.recipe.blind:
+            actions = torch.zeros_like(actions)
+        rows = torch.arange(len(frames), device=frames.device)
+        right, wrong = (self.loss(frames, told, rows) for told in (actions, actions.roll(1, 0)))
+        return {"shuffled_actions": (wrong / right).item()}
+
+    @property
+    def hears(self) -> bool:
+        """Whether the loss is told the actions of the data."""
+        return True
 
     def summary(self) -> dict[str, Any]:
         return {"parameters": self.parameters, **self.found}
