@@ -27,14 +27,19 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform
 from models.worlds.video.config import DiffusionForcingConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
-from models.worlds.video.film_world import DRAWN, FilmWorld, Memory
+from models.worlds.video.film_world import (
+    DRAWN,
+    FilmWorld,
+    Memory,
+    patches_of,
+    pictures_of,
+)
 from models.worlds.video.noise import normal
 from models.worlds.video.schedules import (
     LEVELS,
@@ -96,14 +101,11 @@ class DiffusionForcing(FilmWorld):
         """
         config, p = self.config, self.config.patch
         c = self.level(sines(level, config.transformer.dim)) + self.action(before)
-        tokens = rearrange(x, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
-        tokens, kept = self.transformer(self.enter(tokens) + self.place, c, cache)
+        tokens = self.enter(patches_of(x, p)) + self.place
+        tokens, kept = self.transformer(tokens, c, cache)
         scale, shift = self.modulation(F.silu(c))[:, :, None].chunk(2, dim=-1)
         tokens = self.leave(F.rms_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift)
-        v = rearrange(
-            tokens, "b t (h w) (c p q) -> b t c (h p) (w q)", h=x.shape[-2] // p, p=p, q=p
-        )
-        return v, kept
+        return pictures_of(tokens, p), kept
 
     def show(
         self,

@@ -23,14 +23,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform
 from models.worlds.video.config import Dreamer4Config
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
-from models.worlds.video.film_world import FilmWorld, Memory
+from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of
 from models.worlds.video.masked_tokenizer import MaskedTokenizer
 from models.worlds.video.noise import normal
 from models.worlds.video.shortcut import between, powers, travel
@@ -76,9 +75,7 @@ class Dreamer4(FilmWorld):
 
     def cut(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t s p"]:
         """Patches of frames in [0, 1], in [-1, 1]."""
-        p = self.config.patch
-        patches = rearrange(frames, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
-        return patches * 2 - 1
+        return patches_of(frames, self.config.patch) * 2 - 1
 
     def prepare(
         self, frames: Float[Tensor, "b t c h w"], masked: Bool[Tensor, "b t s"]
@@ -96,9 +93,7 @@ class Dreamer4(FilmWorld):
     @torch.no_grad()
     def decode(self, z: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t c h w"]:
         x = z if self.tokenizer is None else self.tokenizer.decode(z).clamp(-1, 1)
-        p, side = self.config.patch, self.size // self.config.patch
-        frames = rearrange(x, "b t (h w) (c p q) -> b t c (h p) (w q)", h=side, p=p, q=p)
-        return (frames + 1) / 2
+        return (pictures_of(x, self.config.patch) + 1) / 2
 
     def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 s p"]:
         shape = self.places, self.numbers

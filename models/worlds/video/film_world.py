@@ -9,10 +9,12 @@ Dimensions: b films, t frames, c channels; z of a frame has a shape of its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
@@ -33,6 +35,17 @@ class Memory:
     seed: int
     count: int  # frames that were seen or drawn so far
     of: int  # the model's identity: a cache is of no other
+
+
+def patches_of(x: Float[Tensor, "b t c h w"], p: int) -> Float[Tensor, "b t s n"]:
+    """Squares of `p` by `p` pixels, row by row, of all channels."""
+    return rearrange(x, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+
+
+def pictures_of(x: Float[Tensor, "b t s n"], p: int) -> Float[Tensor, "b t c h w"]:
+    """What the patches are of, which is as high as it is wide."""
+    side = math.isqrt(x.shape[2])
+    return rearrange(x, "b t (h w) (c p q) -> b t c (h p) (w q)", h=side, p=p, q=p)
 
 
 class FilmWorld(DrawnWorld):

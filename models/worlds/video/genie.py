@@ -25,14 +25,13 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform
 from models.worlds.video.config import GenieConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
-from models.worlds.video.film_world import FilmWorld, Memory
+from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of
 from models.worlds.video.fsq import code_of, index_of, quantise, size_of
 from models.worlds.video.maskgit import fill
 from models.worlds.video.noise import even
@@ -169,9 +168,7 @@ class Genie(FilmWorld):
 
     def cut(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t s p"]:
         """Patches of frames, in [-1, 1]."""
-        p = self.config.patch
-        patches = rearrange(frames, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
-        return patches * 2 - 1
+        return patches_of(frames, self.config.patch) * 2 - 1
 
     def prepare(self, frames: Float[Tensor, "b t c h w"]) -> dict[str, Float[Tensor, ""]]:
         """Errors of the tokenizer and of the latent actions, of frames in [0, 1]."""
@@ -207,9 +204,7 @@ class Genie(FilmWorld):
     @torch.no_grad()
     def decode(self, z: Int64[Tensor, "b t s"]) -> Float[Tensor, "b t c h w"]:
         patches = self.tokenizer.decode(code_of(z, self.config.levels))
-        p, side = self.config.patch, self.size // self.config.patch
-        x = rearrange(patches, "b t (h w) (c p q) -> b t c (h p) (w q)", h=side, p=p, q=p)
-        return (x.clamp(-1, 1) + 1) / 2
+        return (pictures_of(patches.clamp(-1, 1), self.config.patch) + 1) / 2
 
     def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 steps 2 s"]:
         shape = self.config.steps, 2, self.places
