@@ -14,11 +14,17 @@ ERRORS = {
     "straight on": ("world", "straight"),
     "read off true frames": ("world", "parser"),
 }
+POLICIES = (  # as training/recipes/dream_agent.py ranks them
+    *(f"follows, {noise} % anything" for noise in (0, 25, 50, 75)),
+    "agent",
+    "anything",
+    "nothing",
+)
 SHARPNESS = {"dream": ("world", "foreground_psnr"), "without actions": ("blind", "foreground_psnr")}
 
 
 def figures(results: dict[str, Any], directory: Path) -> None:
-    """Write <scale>_error, <scale>_sharpness and <scale>_splits .svg."""
+    """Write <scale>_error, <scale>_sharpness, <scale>_splits and <scale>_ranks .svg."""
     runs, scale = results["runs"], results["scale"]
     for name, lines, what in (
         ("error", ERRORS, "error of the ball, in pixels of 32"),
@@ -44,6 +50,14 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     if groups:
         chart = dot_chart(groups, "error of the ball after ten frames, in pixels of 32")
         write_atomic(directory / f"{scale}_splits.svg", chart)
+    groups = {
+        f"{policy}, {place}": [seed[place][at] for seed in runs.get("agent", {}).get("series", [])]
+        for at, policy in enumerate(POLICIES)
+        for place in ("inside", "outside")
+    }
+    if all(groups.values()):
+        chart = dot_chart(groups, "reward of forty frames in the dream, and in the simulator")
+        write_atomic(directory / f"{scale}_ranks.svg", chart)
 
 
 def curve(runs: dict[str, Any], run: str, name: str, told: str) -> Line | None:

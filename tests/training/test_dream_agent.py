@@ -158,7 +158,9 @@ def test_in_dreams_the_simulator_is_not_asked(world: Path) -> None:
     assert all(torch.equal(a, b) and b.grad is None for a, b in kept)
     found = made.evaluate(final=True)
     assert found["eval/learned_outside"] == 0 and -1 <= found["eval/ranks"] <= 1
-    assert len(made.summary()["ranking"]) == 7
+    told = made.summary()
+    assert len(told["ranked"]) == 7
+    assert [len(told["series"][place]) for place in ("inside", "outside")] == [7, 7]
 
 
 def test_with_the_simulator_as_the_world_its_steps_are_counted_and_kept() -> None:

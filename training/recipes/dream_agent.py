@@ -231,8 +231,9 @@ class DreamAgentTraining:
         policies = {f"follows, {noise:.0%} anything": follower(noise) for noise in FOLLOWERS}
         policies |= {"agent": self.act, "anything": wanderer, "nothing": idler}
         found = ranking(self.inside, judged, few, policies, self.recipe.ranked_frames)
-        self.found["ranking"] = {name: list(pair) for name, pair in found.items()}
-        inside, outside = zip(*found.values(), strict=True)
+        inside, outside = (list(side) for side in zip(*found.values(), strict=True))
+        self.found["ranked"] = list(found)
+        self.found["series"] = {"inside": inside, "outside": outside}
         if len(set(inside)) == 1:
             return {"ranks": 0.0}  # all are alike inside: nobody is ranked
         return {"ranks": float(spearmanr(inside, outside).statistic)}
