@@ -110,6 +110,10 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         small = [*SMALL_FILMS[variant], *SMALL_FILM]
     elif paper == "lewm":
         small = SMALL_PUSH_T if variant == "push_t" else SMALL_COLOURED_ROOMS
+    elif name == "diamond/breakout":
+        few = ("experiment", "data.worlds", "data.length", "recipe.splits")
+        small = [o for o in (*SMALL_PINFALL["diamond"], *SMALL_WORLD) if not o.startswith(few)]
+        small = [f"experiment={name}", *small, "data.frames=300"]
     elif paper in SMALL_PINFALL:
         small = [*SMALL_PINFALL[paper], *SMALL_WORLD]
     elif name == "vjepa2_ac/planning":

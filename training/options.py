@@ -34,6 +34,7 @@ from training.data.config import (
     StatementsConfig,
     StdlibConfig,
 )
+from training.data.config_episodes import AtariConfig, EpisodesConfig
 from training.data.config_worlds import (
     HubImagesConfig,
     MovingConfig,
@@ -121,6 +122,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "self_study": SelfStudyConfig,
         "conversations": ConversationsConfig,
         "two_rooms": TwoRoomsConfig,
+        "episodes": EpisodesConfig,
+        "atari": AtariConfig,
         "small_images": SmallImagesConfig,
         "hub_images": HubImagesConfig,
         "moving": MovingConfig,

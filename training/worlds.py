@@ -118,6 +118,8 @@ def world_of(file: Path) -> PinfallConfig:
     """The data that a run was trained on. Raises UserError."""
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        if content["data"]["name"] != "pinfall":
+            raise ValueError(f"it is of data={content['data']['name']}, which has no simulator")
         return typed(PinfallConfig, content["data"])
     except OSError:
         raise UserError(f"{file} is missing: it says which world the model is of") from None

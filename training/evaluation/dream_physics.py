@@ -8,14 +8,13 @@ Dimensions: n clips, t frames, h of them ahead, k balls.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from training.data.config_worlds import Variant
-from training.data.pinfall import Clips
 from training.envs.pinfall import SCREEN, frame_of
 from training.evaluation.pinfall import ALIVE, Parsed, first_turn
 
@@ -27,10 +26,10 @@ AROUND = 3  # frames before and after a collision in which nothing else is met
 class Exam(NamedTuple):
     """What a model is asked: clips whose first `context` frames it sees."""
 
-    clips: Clips
+    clips: Any  # Clips, or the fields `actions`, `rewards` and `ends` alone
     frames: Float[Tensor, "n t 3 s s"]
     context: int
-    variant: Variant
+    variant: Variant | None  # of Pinfall
 
     @property
     def ahead(self) -> int:
@@ -57,6 +56,7 @@ def whole(ratio: Tensor) -> Tensor:
 
 def physics(read: Parsed, true: Parsed, exam: Exam, met: Tensor) -> dict[str, float]:
     """Whether energy is kept, and contacts happen when they should; of the first ball."""
+    assert exam.variant is not None
     frame, context = frame_of(exam.variant), exam.context
     x, v = (
         torch.from_numpy(part[:, context - 1 :, 0]).to(read.ball)

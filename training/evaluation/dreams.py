@@ -136,16 +136,60 @@ def judge(
         found |= permanence(read, exam)
     if exam.variant == Variant.collide:
         found |= momentum(read, true, exam)
-    for name, measure in (("psnr", psnr), ("foreground_psnr", foreground_psnr), ("ssim", ssim)):
-        series[name] = measure(told, truth).tolist()
-    copied = psnr(seen[:, -1:].expand_as(truth), truth)
-    for h in (h for h in HORIZONS if h <= ahead):
-        for name in ("psnr", "foreground_psnr", "ssim"):
-            found[f"{name}/{h}"] = series[name][h - 1]
-        found[f"psnr_over_copy/{h}"] = series["psnr"][h - 1] - copied[h - 1].item()
+    likeness, alike = likeness_of(told, truth, seen)
+    found |= likeness
+    series |= alike
     if steering and is_open(exam.variant):
         found |= steered(world, exam, read, true)
     return found, series, told
+
+
+def likeness_of(
+    told: Float[Tensor, "n h 3 s s"],
+    truth: Float[Tensor, "n h 3 s s"],
+    seen: Float[Tensor, "n c 3 s s"],
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """How alike frames are, by horizon, and how much more than the last one seen."""
+    found: dict[str, float] = {}
+    measures = {"psnr": psnr, "foreground_psnr": foreground_psnr, "ssim": ssim}
+    series = {name: measure(told, truth).tolist() for name, measure in measures.items()}
+    copied = psnr(seen[:, -1:].expand_as(truth), truth)
+    for h in (h for h in HORIZONS if h <= truth.shape[1]):
+        found |= {f"{name}/{h}": values[h - 1] for name, values in series.items()}
+        found[f"psnr_over_copy/{h}"] = series["psnr"][h - 1] - copied[h - 1].item()
+    return found, series
+
+
+def compare(
+    world: WorldModel, exam: Exam
+) -> tuple[dict[str, float], dict[str, list[float]], Tensor]:
+    """What can be asked of films whose state nobody knows; as `judge` returns it."""
+    context = exam.context
+    seen, truth = exam.frames[:, :context], exam.frames[:, context:]
+    actions = torch.from_numpy(exam.clips.actions).to(exam.frames.device)
+    told = dream(world, seen, actions)
+    found, series = likeness_of(told, truth, seen)
+    count = int(world.actions)  # type: ignore[attr-defined]
+    return found | {"delta_psnr": worth_of_actions(world, exam, count)}, series, told
+
+
+def worth_of_actions(world: WorldModel, exam: Exam, count: int) -> float:
+    """By how many decibels a frame is worse that follows other actions, drawn with the same noise.
+
+    Args:
+        count: how many actions there are.
+    """
+    context, short = exam.context, min(4, exam.ahead)
+    seen = exam.frames[:, :context]
+    actions = torch.from_numpy(exam.clips.actions).to(seen.device)
+    rng = np.random.default_rng(0)
+    other = torch.from_numpy(rng.integers(count, size=(len(seen), short))).to(seen.device)
+    truth = exam.frames[:, context : context + short]
+    right, wrong = (
+        psnr(dream(world, seen, torch.cat([actions[:, : context - 1], after], 1)), truth)[-1]
+        for after in (actions[:, context - 1 : context - 1 + short], other)
+    )
+    return (right - wrong).item()
 
 
 def steered(world: WorldModel, exam: Exam, read: Parsed, true: Parsed) -> dict[str, float]:
@@ -172,17 +216,7 @@ def steered(world: WorldModel, exam: Exam, read: Parsed, true: Parsed) -> dict[s
     found["separation"] = ((always(2) - always(0)).mean() / (right - left).mean()).item()
     found["separation/off"] = abs(found["separation"] - 1)
 
-    # The frames after other actions, drawn with the same noise, are worse by so many decibels.
-    short = min(4, exam.ahead)
-    rng = np.random.default_rng(0)
-    other = torch.from_numpy(rng.integers(ACTIONS, size=(len(seen), short))).to(device)
-    truth = exam.frames[:, context : context + short]
-    given = [actions[:, context - 1 : context - 1 + short], other]
-    worth = [
-        psnr(dream(world, seen, torch.cat([actions[:, : context - 1], after], 1)), truth)[-1]
-        for after in given
-    ]
-    found["delta_psnr"] = (worth[0] - worth[1]).item()
+    found["delta_psnr"] = worth_of_actions(world, exam, ACTIONS)
 
     def obeyed(parsed: Parsed) -> float:
         """How often the paddle's move between two frames says which action it was."""
@@ -223,7 +257,7 @@ def forked(
 
 def outcomes(world: WorldModel, exam: Exam) -> dict[str, float]:
     """How many rewards and ends are found between true frames, and how many of those told are."""
-    if not is_open(exam.variant):
+    if exam.variant is not None and not is_open(exam.variant):
         return {}
     actions = torch.from_numpy(exam.clips.actions).to(exam.frames.device)
     parts = zip(*(x.split(8 * CHUNK) for x in steps_of(exam.frames, actions)), strict=True)

@@ -20,7 +20,6 @@ from torch import Tensor
 from models.worlds.video.config import DiamondConfig
 from models.worlds.video.diamond import Diamond
 from models.worlds.video.noise import normal
-from training.data.config_worlds import Variant
 from training.distributed import Processes
 from training.estimate import Estimate
 from training.evaluation.dreams import forked
@@ -54,7 +53,7 @@ class DiamondTraining(VideoWorldTraining):
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """And, at a fork, what is drawn in one step: the mean of what may be."""
         metrics = super().evaluate(final)
-        if final and self.data.config.variant == Variant.fork:
+        if final and self.forks:
             steps, self.model.config.steps = self.model.config.steps, 1
             with self.whole_model():
                 found = forked(self.model, self.draw, FORKS, self.trainer.device)

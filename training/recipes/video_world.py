@@ -8,6 +8,9 @@ balls than were trained on (`recipe.splits`), the clip of the training data that
 latency.
 
 `recipe.blind` replaces every action by 0, in training and in dreams.
+
+Films without a simulator (`data=episodes`, `data=atari`) are judged by how alike frames are, by
+what other actions change, and by rewards and ends.
 """
 
 from __future__ import annotations
@@ -24,14 +27,16 @@ from torch import Tensor, nn
 
 from models.worlds.video.outcome import BEFORE, LEVELS, outcome_loss, steps_of
 from models.worlds.video.world import WorldModel
+from training.data.config_episodes import AtariConfig, EpisodesConfig
 from training.data.config_worlds import PinfallConfig, Split, Variant
+from training.data.episodes import EpisodesData, Played, PlayedData
 from training.data.pinfall import Clips, PinfallData
 from training.distributed import Processes
 from training.envs.pinfall import ACTIONS, State, see
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.dream_physics import Exam
-from training.evaluation.dreams import forked, judge, latency, outcomes
+from training.evaluation.dreams import compare, forked, judge, latency, outcomes
 from training.evaluation.film_figures import dream_film
 from training.evaluation.stub_worlds import Retrieval
 from training.exchange import write_model
@@ -54,9 +59,15 @@ SHOWN, EVERY = 3, 3  # clips that are drawn, and which of their frames
 
 def fill_shapes(config: TrainConfig) -> Any:
     """The model's configuration with what the data decides."""
-    assert isinstance(config.data, PinfallConfig)
-    size = config.data.image_size
-    return with_decided(config.model, channels=CHANNELS, image_size=size, actions=ACTIONS)
+    data: Any = config.data
+    if isinstance(data, AtariConfig):
+        from training.data.atari import actions_of
+
+        actions = actions_of(data)
+    else:
+        actions = ACTIONS if isinstance(data, PinfallConfig) else data.actions
+    size = data.image_size
+    return with_decided(config.model, channels=CHANNELS, image_size=size, actions=actions)
 
 
 def check_world(config: TrainConfig, name: str, multiple: int) -> None:
@@ -66,10 +77,17 @@ def check_world(config: TrainConfig, name: str, multiple: int) -> None:
         name: of the model.
         multiple: what it wants the height and width of a frame to be a multiple of.
     """
-    check_parts(config, (name,), (PinfallConfig,), "pinfall")
+    kinds = PinfallConfig, EpisodesConfig, AtariConfig
+    check_parts(config, (name,), kinds, "pinfall, episodes or atari")
     model: Any = config.model
-    data, recipe = config.data, config.recipe
-    assert isinstance(data, PinfallConfig) and isinstance(recipe, VideoWorldConfig)
+    data: Any = config.data
+    recipe = config.recipe
+    assert isinstance(recipe, VideoWorldConfig)
+    if recipe.splits and not isinstance(data, PinfallConfig):
+        raise UserError(
+            f"recipe.splits={[str(split) for split in recipe.splits]} are of data=pinfall: give "
+            f"recipe.splits=[] with data={data.name}"
+        )
     if model.context < BEFORE:
         raise UserError(
             f"model.context={model.context}: rewards are told from {BEFORE} frames before a step, "
@@ -80,7 +98,7 @@ def check_world(config: TrainConfig, name: str, multiple: int) -> None:
             f"data.seq_len={data.seq_len} must be above model.context={model.context}: a clip has "
             "frames that are seen, and those that are asked for"
         )
-    if data.length < model.context + recipe.horizon:
+    if isinstance(data, PinfallConfig) and data.length < model.context + recipe.horizon:
         raise UserError(
             f"data.length={data.length}: a dream has model.context={model.context} frames that are "
             f"seen and recipe.horizon={recipe.horizon} more; raise it, or lower these"
@@ -104,15 +122,22 @@ def check_clips(config: TrainConfig) -> None:
         )
 
 
-def open_world_data(config: TrainConfig, processes: Processes) -> PinfallData:
+def open_world_data(config: TrainConfig, processes: Processes) -> Any:
+    where = {"seed": config.seed, "rank": processes.rank, "world": processes.world}
+    if isinstance(config.data, AtariConfig):
+        from training.data.atari import AtariData
+
+        return AtariData(config.data, **where)
+    if isinstance(config.data, EpisodesConfig):
+        return EpisodesData(config.data, **where)
     assert isinstance(config.data, PinfallConfig)
-    return PinfallData(config.data, seed=config.seed, rank=processes.rank, world=processes.world)
+    return PinfallData(config.data, **where)
 
 
 def clips_on_meta(config: TrainConfig) -> tuple[Tensor, Tensor]:
     """Frames [b, T, c, s, s] and actions [b, T-1] of what is computed at once, without data."""
-    data, rows = config.data, rows_at_once(config)
-    assert isinstance(data, PinfallConfig)
+    data: Any = config.data
+    rows = rows_at_once(config)
     x = torch.zeros(rows, data.seq_len, CHANNELS, data.image_size, data.image_size, device="meta")
     return x, torch.zeros(rows, data.seq_len - 1, dtype=torch.long, device="meta")
 
@@ -127,8 +152,7 @@ def world_estimate(config: TrainConfig, model: Any, loss: Callable[[], Tensor]) 
         nothing = torch.zeros(len(signs), device="meta")
         return loss() + outcome_loss(signs, ends, nothing, nothing)
 
-    data = config.data
-    assert isinstance(data, PinfallConfig)
+    data: Any = config.data
     frames = data.batch_size * data.seq_len
     return torch_estimate(model, whole, len(x), config, frames, VideoWorldTraining.unit)
 
@@ -167,7 +191,7 @@ class VideoWorldTraining:
     def __init__(
         self,
         config: TrainConfig,
-        data: PinfallData,
+        data: PinfallData | PlayedData,
         processes: Processes,
         device: torch.device,
         flops_per_step: float,
@@ -234,11 +258,23 @@ class VideoWorldTraining:
 
     def see(self, parts: Batch) -> Tensor:
         """Frames [b, T, 3, s, s] in [0, 1]."""
+        if not self.simulated:
+            return parts["frames"].movedim(-1, -3).float() / 255
         return see(parts, self.data.config.variant, self.data.config.image_size).float()
 
-    def watch(self, clips: Clips) -> Tensor:
+    @property
+    def simulated(self) -> bool:
+        """Whether there is a simulator that knows the state."""
+        return isinstance(self.data, PinfallData)
+
+    @property
+    def forks(self) -> bool:
+        """Whether it is the world in which a ball may go either way."""
+        return isinstance(self.data, PinfallData) and self.data.config.variant == Variant.fork
+
+    def watch(self, clips: Clips | Played) -> Tensor:
         """The same of held-out clips."""
-        names = ("x", "radius", "hue", "plate")
+        names = ("x", "radius", "hue", "plate") if self.simulated else ("frames",)
         device = self.trainer.device
         return self.see({k: torch.from_numpy(getattr(clips, k)).to(device) for k in names})
 
@@ -258,7 +294,11 @@ class VideoWorldTraining:
 
     def exam(self, split: Split = Split.shown) -> Exam:
         context = self.model.context
-        clips = self.data.heldout(self.recipe.dreams, context + self.recipe.horizon, split)
+        frames = context + self.recipe.horizon
+        if not self.simulated:
+            clips = self.data.heldout(self.recipe.dreams, frames)
+            return Exam(clips, self.watch(clips), context, None)
+        clips = self.data.heldout(self.recipe.dreams, frames, split)
         return Exam(clips, self.watch(clips), context, self.data.config.variant)
 
     @torch.no_grad()
@@ -267,7 +307,7 @@ class VideoWorldTraining:
         exam = self.exam()
         with self.whole_model():
             world = Blind(self.model) if self.recipe.blind else self.model
-            found, series, told = judge(world, exam)
+            found, series, told = (judge if self.simulated else compare)(world, exam)
             found |= outcomes(world, exam)
             if final:
                 for split in self.recipe.splits:
@@ -275,9 +315,9 @@ class VideoWorldTraining:
                     found |= {f"{split}/{k}": v for k, v in other.items() if k.startswith(OTHER)}
                 self.found["latency"] = latency(world, exam)
                 found |= self.misled()
-                if exam.variant == Variant.fork:
+                if self.forks:
                     found |= forked(world, self.draw, FORKS, self.trainer.device)
-        if final:
+        if final and self.simulated:
             known = self.watch(self.data.bank(BANK, exam.frames.shape[1]))
             other, _, _ = judge(Retrieval(known, exam.context), exam, steering=False)
             found |= {f"retrieved/{k}": v for k, v in other.items() if k.startswith("error/")}
@@ -291,7 +331,7 @@ class VideoWorldTraining:
         does not mind. Noise is the same."""
         if not self.hears:
             return {}
-        clips = self.data.heldout(self.recipe.dreams, self.data.config.seq_len)
+        clips: Any = self.data.heldout(self.recipe.dreams, self.data.config.seq_len)
         frames, actions = self.watch(clips), torch.from_numpy(clips.actions).to(self.trainer.device)
         if self.recipe.blind:
             actions = torch.zeros_like(actions)
