@@ -51,7 +51,8 @@ def parse(frames: Float[Tensor, "n t 3 s s"], hue: Int64[Tensor, "n k"]) -> Pars
     rows = (axis > PLATE) & (axis < PLATE + PLATE_HEIGHT)
     bar = (white[:, :, rows] - FAINT).clamp(min=0).sum(2)
     plate = (bar * axis).sum(-1) / bar.sum(-1).clamp(min=1e-6)
-    return Parsed(torch.stack([x, y], dim=-1), colour.sum((-2, -1)) * unit**2, plate)
+    area = (colour * (colour > FAINT)).sum((-2, -1)) * unit**2
+    return Parsed(torch.stack([x, y], dim=-1), area, plate)
 
 
 def around_thickest(colour: Float[Tensor, "n t k s s"], unit: float) -> Bool[Tensor, "n t k s s"]:
