@@ -108,6 +108,8 @@ SMALL_FILM = [
 SMALL_PINFALL = {
     "diamond": [
         "experiment=diamond/pinfall",
+        "model.context=4",
+        "data.seq_len=5",
         "model.widths=[8,16]",
         "model.condition=16",
         "model.steps=2",
@@ -150,6 +152,8 @@ SMALL_WORLD = [
 ]
 SMALL_AGENT = [
     "experiment=diamond/agent",
+    "model.context=4",
+    "data.seq_len=4",
     "data.image_size=16",
     "data.batch_size=4",
     "data.worlds=16",
