@@ -177,11 +177,12 @@ def test_with_the_simulator_as_the_world_its_steps_are_counted_and_kept() -> Non
 def drawn_weights(made) -> None:
     generator = torch.Generator().manual_seed(FRESH)
     for parameter in made.model.parameters():
-        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 def test_the_gradient_of_one_pass_is_that_of_the_formula() -> None:
-    made = recipe("data.batch_size=16", "recipe.horizon=4", "recipe.entropy=0.5")
+    made = recipe("data.batch_size=16", "recipe.horizon=4", "recipe.entropy=0.5",
+                  "recipe.normalise=false")  # fmt: skip
     drawn_weights(made)
     batch = made.trainer.to_device(made.data.batch(0) | {"row": np.arange(16)})
     lived, step = [], made.inside.step
@@ -214,6 +215,20 @@ def test_the_gradient_of_one_pass_is_that_of_the_formula() -> None:
     wanted = torch.autograd.grad(total / count, parameters)
     for a, b in zip(torch.autograd.grad(loss, parameters), wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_how_much_better_actions_were_can_be_made_of_size_one() -> None:
+    made = recipe("data.batch_size=64", "recipe.horizon=6", "recipe.normalise=true")
+    plain = recipe("data.batch_size=64", "recipe.horizon=6", "recipe.normalise=false")
+    told = []
+    for each in (made, plain):
+        drawn_weights(each)
+        batch = each.trainer.to_device(each.data.batch(0) | {"row": np.arange(64)})
+        told.append(each.dream(batch))
+    size = (told[0].better.square() * told[0].on).sum() / told[0].on.sum()
+    assert size.item() == pytest.approx(1, rel=1e-4)
+    ratio = told[0].better / told[1].better
+    torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio), atol=0, rtol=1e-3)
 
 
 def test_later_passes_do_not_push_further_than_the_clip() -> None:
