@@ -188,6 +188,9 @@ def test_a_world_is_learned_from_recorded_films(tmp_path: Path) -> None:
     found = made.evaluate(final=True)
     assert {"eval/psnr/5", "eval/ssim/5", "eval/delta_psnr", "eval/shuffled_actions"} <= {*found}
     assert not any("error" in name or "alive" in name for name in found)
+    blind = compose([*sets, "recipe.splits=[]", "recipe.blind=true"])
+    found = diamond.build(blind, Processes(), torch.device("cpu")).evaluate()
+    assert found["eval/delta_psnr"] == 0
     with pytest.raises(UserError, match=r"recipe\.splits=\['pairs'\] are of data=pinfall"):
         diamond.build(compose(sets), Processes(), torch.device("cpu"))
 

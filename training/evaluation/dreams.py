@@ -161,15 +161,18 @@ def likeness_of(
 
 
 def compare(
-    world: WorldModel, exam: Exam
+    world: WorldModel, exam: Exam, count: int
 ) -> tuple[dict[str, float], dict[str, list[float]], Tensor]:
-    """What can be asked of films whose state nobody knows; as `judge` returns it."""
+    """What can be asked of films whose state nobody knows; as `judge` returns it.
+
+    Args:
+        count: how many actions there are.
+    """
     context = exam.context
     seen, truth = exam.frames[:, :context], exam.frames[:, context:]
     actions = torch.from_numpy(exam.clips.actions).to(exam.frames.device)
     told = dream(world, seen, actions)
     found, series = likeness_of(told, truth, seen)
-    count = int(world.actions)  # type: ignore[attr-defined]
     return found | {"delta_psnr": worth_of_actions(world, exam, count)}, series, told
 
 

@@ -16,7 +16,6 @@ At the end dreams of the teacher are judged beside those of the student: in as f
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,14 +29,10 @@ from models.worlds.video.self_forcing import SelfForcing
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
-from training.evaluation.dreams import judge
-from training.evaluation.film_figures import dream_film
-from training.exchange import write_model
-from training.files import write_atomic
 from training.pretrained import locate
 from training.recipes.config_video import SelfForcingRecipeConfig
+from training.recipes.video_world import FRAMEWORK as FRAMEWORK
 from training.recipes.video_world import (
-    EVERY,
     OTHER,
     VideoWorldTraining,
     check_clips,
@@ -47,7 +42,6 @@ from training.recipes.video_world import (
     open_world_data,
     world_estimate,
 )
-from training.recipes.video_world import FRAMEWORK as FRAMEWORK
 from training.schema import TrainConfig
 from training.seeding import numpy_rng, stream_seed
 from training.worlds import open_world
@@ -98,21 +92,15 @@ class SelfForcingTraining(VideoWorldTraining):
             with self.whole_model():
                 for name, steps in (("teacher_few", few), ("teacher", self.recipe.teacher_steps)):
                     teacher.config = replace(self.model.config, steps=steps, fresh=False)
-                    found, _, _ = judge(teacher, exam, steering=False)
+                    found, _, _ = self.ask(teacher, exam, steering=False)
                     metrics |= {f"eval/{name}/{k}": v for k, v in found.items()
-                                if k.startswith(OTHER)}  # fmt: skip
+                                if k.startswith((*OTHER, "psnr/"))}  # fmt: skip
         return metrics
 
-    @torch.no_grad()
-    def export(self, directory: Path) -> None:
-        """The student alone: a world like any other."""
-        weights = self.trainer.full_weights()
-        if not self.processes.is_main:
-            return
-        own = {k.removeprefix("student."): v for k, v in weights.items() if k[:8] == "student."}
-        write_model(directory, own, self.model.config)
-        truth, told = (x.permute(0, 1, 3, 4, 2).cpu().numpy() for x in self.film)
-        write_atomic(directory / "figures" / "dream.svg", dream_film(truth, told, EVERY))
+    def left(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The student's: a world like any other."""
+        own = "student."
+        return {k.removeprefix(own): v for k, v in weights.items() if k.startswith(own)}
 
 
 def check(config: TrainConfig) -> None:

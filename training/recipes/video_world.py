@@ -301,13 +301,21 @@ class VideoWorldTraining:
         clips = self.data.heldout(self.recipe.dreams, frames, split)
         return Exam(clips, self.watch(clips), context, self.data.config.variant)
 
+    def ask(
+        self, world: WorldModel, exam: Exam, steering: bool = True
+    ) -> tuple[dict[str, float], dict[str, list[float]], Tensor]:
+        """What a dream is worth: by the state, or, where nobody knows it, by its frames."""
+        if self.simulated:
+            return judge(world, exam, steering)
+        return compare(world, exam, self.model.config.actions)
+
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Errors of dreams; those on other balls, retrieval and latency too, if `final`."""
         exam = self.exam()
         with self.whole_model():
             world = Blind(self.model) if self.recipe.blind else self.model
-            found, series, told = (judge if self.simulated else compare)(world, exam)
+            found, series, told = self.ask(world, exam)
             found |= outcomes(world, exam)
             if final:
                 for split in self.recipe.splits:
@@ -353,9 +361,13 @@ class VideoWorldTraining:
         weights = self.trainer.full_weights()
         if not self.processes.is_main:
             return
-        write_model(directory, weights, self.model.config)
+        write_model(directory, self.left(weights), self.model.config)
         truth, told = (x.permute(0, 1, 3, 4, 2).cpu().numpy() for x in self.film)
         write_atomic(directory / "figures" / "dream.svg", dream_film(truth, told, EVERY))
+
+    def left(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of all weights, those of the world that the run leaves."""
+        return weights
 
     def state_dict(self) -> dict[str, Any]:
         return self.trainer.state_dict()
