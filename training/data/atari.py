@@ -101,10 +101,9 @@ def played(config: AtariConfig, seed: int) -> list[Played]:
             done.append(action)
             rewards.append(reward)
             count += 1
-        if len(done) >= 1:
-            frames = scaled(np.stack(films), config.image_size)
-            ends = np.zeros(len(done), bool)
-            ends[-1] = over
-            given = np.array(rewards, np.float32)
-            found.append(Played(frames, np.array(done, np.int64), given, ends))
+        frames = scaled(np.stack(films), config.image_size)
+        ends = np.zeros(len(done), bool)
+        ends[-1] = over
+        given = np.array(rewards, np.float32)
+        found.append(Played(frames, np.array(done, np.int64), given, ends))
     return found

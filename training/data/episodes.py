@@ -20,7 +20,7 @@ import importlib
 import io
 import json
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -78,11 +78,14 @@ class PlayedData(GeneratedData[Config]):
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The fields of `Played`, of this process's windows."""
-        if not hasattr(self, "_windows"):
-            self._windows = self.windows(self.config.seq_len, held=False)
         size = self.config.batch_size
-        rows = self.mine(visit(step * size, size, len(self._windows), self._seed))
-        return self.gather(self._windows[rows], self.config.seq_len)._asdict()
+        rows = self.mine(visit(step * size, size, len(self.shown), self._seed))
+        return self.gather(self.shown[rows], self.config.seq_len)._asdict()
+
+    @cached_property
+    def shown(self) -> Int64[np.ndarray, "w 2"]:
+        """Windows that are trained on."""
+        return self.windows(self.config.seq_len, held=False)
 
     def heldout(self, count: int, frames: int) -> Played:
         """`count` windows of so many frames, or as many as there are, spread over what there is."""
@@ -121,12 +124,10 @@ class EpisodesData(PlayedData[EpisodesConfig]):
         """Of every file, wherever they are."""
         found = []
         for file in self.files:
-            for part in (file, beside(file)):
-                if part.exists():
-                    with open(part, "rb") as content:
-                        found.append(
-                            (part.name, hashlib.file_digest(content, "sha256").hexdigest())
-                        )
+            for part in (file, beside(file)) if is_film(file) else (file,):
+                with open(part, "rb") as content:
+                    digest = hashlib.file_digest(content, "sha256")
+                found.append((part.name, digest.hexdigest()))
         whole = json.dumps([{**asdict(self.config), "path": None}, found])
         return hashlib.sha256(whole.encode()).hexdigest()
 
@@ -140,7 +141,7 @@ def episodes_in(path: str | None) -> list[Path]:
     known = (*ARRAYS, *HDF5, *TABLES, *FILMS)
     found = sorted(f for f in Path(path or "").iterdir() if f.suffix.lower() in known) if (
         path and Path(path).is_dir()) else []  # fmt: skip
-    films = {f.stem for f in found if f.suffix.lower() in FILMS}
+    films = {f.stem for f in found if is_film(f)}
     found = [f for f in found if not (f.suffix.lower() in ARRAYS and f.stem in films)]
     if len(found) < 2:
         raise DataError(
@@ -206,9 +207,13 @@ def row(
     return value[: frames - 1]
 
 
-def beside(file: Path) -> Path:
-    """What belongs to a video."""
-    return file.with_suffix(".npz") if file.suffix.lower() in FILMS else file.with_suffix(".none")
+def is_film(file: Path) -> bool:
+    return file.suffix.lower() in FILMS
+
+
+def beside(film: Path) -> Path:
+    """Where the rest of a video is."""
+    return film.with_suffix(".npz")
 
 
 def extra(module: str, file: Path) -> Any:
