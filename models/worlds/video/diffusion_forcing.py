@@ -115,10 +115,15 @@ class DiffusionForcing(FilmWorld):
         cache: FilmCache | None,
     ) -> FilmCache:
         """Told as if they were a little noisy; none is added."""
+        return self(*self.as_past(z), before, cache)[1]
+
+    def as_past(
+        self, z: Float[Tensor, "b t c h w"]
+    ) -> tuple[Float[Tensor, "b t c h w"], Int64[Tensor, "b t"]]:
+        """Clean frames as those of the past are shown, and the level that is told of them."""
         label = self.config.stabilise - 1
-        level = torch.full(z.shape[:2], label, device=z.device)
         shown = z * self.abar[label].sqrt() if self.config.fade_context else z
-        return self(shown, level, before, cache)[1]
+        return shown, torch.full(z.shape[:2], label, device=z.device)
 
     def noise(self, memory: Memory, use: int) -> Float[Tensor, "b n c h w"]:
         """Of the next frame; if it is `fresh`, of every step in which it is drawn."""

@@ -92,12 +92,10 @@ class SelfForcing(nn.Module):
         before: Int64[Tensor, "b t"],
     ) -> Float[Tensor, "b m c h w"]:
         """v of a noisy film after clean frames, which are shown as those of the past are."""
-        n, label = seen.shape[1], by.config.stabilise - 1
-        shown = seen * by.abar[label].sqrt() if by.config.fade_context else seen
-        levels = level[:, None].expand(len(seen), film.shape[1])
-        past = torch.full((len(seen), n), label, device=seen.device)
-        v, _ = by(torch.cat([shown, film], dim=1), torch.cat([past, levels], dim=1), before)
-        return v[:, n:]
+        shown, past = by.as_past(seen)
+        levels = torch.cat([past, level[:, None].expand(-1, film.shape[1])], dim=1)
+        v, _ = by(torch.cat([shown, film], dim=1), levels, before)
+        return v[:, seen.shape[1] :]
 
     def match(
         self,
