@@ -21,6 +21,7 @@ the end, policies of several kinds are ranked by what they are rewarded with ins
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,6 @@ from training.worlds import OpenWorld, Start, open_world, world_of
 
 FRAMEWORK = "torch"
 FOLLOWERS = 0.0, 0.25, 0.5, 0.75  # how often they do anything
-LEAST = 4  # policies are ranked from so many on
 
 
 class Dreams(NamedTuple):
@@ -234,8 +234,8 @@ class DreamAgentTraining:
         inside, outside = (list(side) for side in zip(*found.values(), strict=True))
         self.found["ranked"] = list(found)
         self.found["series"] = {"inside": inside, "outside": outside}
-        if len(set(inside)) == 1:
-            return {"ranks": 0.0}  # all are alike inside: nobody is ranked
+        if 1 in (len(set(inside)), len(set(outside))):
+            return {"ranks": 0.0}  # all are alike: nobody is ranked
         return {"ranks": float(spearmanr(inside, outside).statistic)}
 
     def summary(self) -> dict[str, Any]:
@@ -304,7 +304,11 @@ def open_dreams(config: TrainConfig, device: torch.device) -> OpenWorld | None:
             f"model.context={config.model.context} are shown: raise it, and data.seq_len"  # type: ignore[union-attr]
         )
     if recipe.draw_steps is not None:
-        world.model.config.steps = recipe.draw_steps  # type: ignore[attr-defined]
+        model: Any = world.model
+        try:
+            model.config = replace(model.config, steps=recipe.draw_steps)
+        except ValueError as error:
+            raise UserError(f"recipe.draw_steps={recipe.draw_steps}: {error}") from error
     return world
 
 
