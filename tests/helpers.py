@@ -266,6 +266,7 @@ def environment(runs: Path, **extra: str) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
+        "PYTHONFAULTHANDLER": "1",  # a crash of native code says where it was
         **extra,
     }
 

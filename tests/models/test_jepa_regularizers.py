@@ -127,7 +127,7 @@ def test_blind_spots_are_as_documented() -> None:
     """Uniform coordinates and a sphere pass; so do trajectories that stand still."""
     uniform = (torch.rand(512, 192) - 0.5) * 12**0.5
     sphere = torch.nn.functional.normalize(normal(512, 192), dim=-1) * 192**0.5
-    assert statistic(uniform) < 1.3 and statistic(sphere) < 1.3
+    assert statistic(uniform) < 1.6 and statistic(sphere) < 1.6
     still = normal(1, 256, 64).expand(10, -1, -1)  # [t, n, d]: one latent for all of a walk
     assert statistic(still) < 1.6
     assert statistic(still.transpose(0, 1)) > 2, "pooled over time it would be seen"
