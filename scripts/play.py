@@ -1,11 +1,12 @@
 """`afferent play model=<run>`: act in a world that a model dreams, in the browser or the terminal.
 
-    GET  /        the page: two canvases, arrow keys, frames per second and latency
+    GET  /        the page: canvases, keys that steer, frames per second and latency
     WS   /play    {"action": 0} -> a frame; {"reset": true} -> another beginning's
 
 A frame comes as 16 bytes (number, size, latency in milliseconds, frames per second; two unsigned
-and two floats of 32 bits, little-endian), then the dream's pixels and the simulator's after the
-same actions, RGB, row by row. What is not understood is answered with {"error": why}.
+and two floats of 32 bits, little-endian), then the dream's pixels and, of a world that has a
+simulator, the simulator's after the same actions, RGB, row by row. What is not understood is
+answered with {"error": why}.
 
 It binds to this machine unless told otherwise, answers only pages of its own, and limits how long a
 message may be, how many come in a second, and how many play at once.
@@ -20,7 +21,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -57,6 +58,20 @@ class Asked:
     "Decides the noise of all dreams."
     device: str = "auto"
     "auto, cpu or cuda."
+
+
+WAYS = "left", "right", "up", "down", "fire"
+"What names of actions are searched for; keys of the same names steer."
+
+
+def meant(name: str) -> frozenset[str]:
+    """Which keys an action is: those that its name tells, as in `upright` or `leftfire`."""
+    return frozenset(way for way in WAYS if way in name)
+
+
+def resting(names: Sequence[str]) -> int:
+    """The action of nobody touching anything: the first without a key, or the first of all."""
+    return next((i for i, name in enumerate(names) if not meant(name)), 0)
 
 
 class BadMessage(ValueError):
@@ -116,7 +131,7 @@ class Game:
         self.dream = frame[0].cpu()
         self.latency = time.perf_counter() - began
         self.times.append(time.perf_counter())
-        if not self.over:
+        if self.state is not None and not self.over:
             self.state, reward, end = self.world.step(self.state, done.cpu())
             self.score, self.over = self.score + reward.item(), bool(end)
         self.count += 1
@@ -128,15 +143,15 @@ class Game:
         return (len(self.times) - 1) / span if span else 0.0
 
     def pictures(self) -> list[Any]:
-        """[s, s, 3] uint8: the dream, and the simulator's frame."""
-        both = self.dream, self.world.show(self.state)[0]
-        return [(x * 255).round().byte().permute(1, 2, 0).numpy() for x in both]
+        """[s, s, 3] uint8: the dream, and the simulator's frame where there is one."""
+        shown = [self.dream] if self.state is None else [self.dream, self.world.show(self.state)[0]]
+        return [(x * 255).round().byte().permute(1, 2, 0).numpy() for x in shown]
 
     def message(self) -> bytes:
         """What the page is sent."""
-        dream, truth = self.pictures()
-        head = struct.pack("<IIff", self.count, len(dream), 1e3 * self.latency, self.rate)
-        return head + dream.tobytes() + truth.tobytes()
+        pictures = self.pictures()
+        head = struct.pack("<IIff", self.count, len(pictures[0]), 1e3 * self.latency, self.rate)
+        return head + b"".join(picture.tobytes() for picture in pictures)
 
 
 def understood(game: Game, text: str | bytes) -> bytes:
@@ -189,7 +204,13 @@ class Server:
             return None
         if request.path != "/":
             return connection.respond(HTTPStatus.NOT_FOUND, "there is / and /play\n")
-        facts = {"actions": self.stage.world.actions, "fps": self.stage.asked.fps}
+        names = self.stage.world.actions
+        facts = {
+            "actions": [{"name": name, "keys": sorted(meant(name))} for name in names],
+            "rest": resting(names),
+            "simulated": self.stage.world.simulated,
+            "fps": self.stage.asked.fps,
+        }
         page = self.page.replace("{{facts}}", json.dumps(facts))
         response = connection.respond(HTTPStatus.OK, page)
         response.headers["Content-Type"] = "text/html; charset=utf-8"
@@ -240,8 +261,24 @@ class Server:
         self.socket.shutdown()
 
 
-KEYS = {"a": 0, "\x1b[D": 0, "d": 2, "\x1b[C": 2, "s": 1, "\x1b[B": 1}
-"What is typed -> the action, until something else is typed."
+TYPED = {
+    "a": "left", "\x1b[D": "left", "d": "right", "\x1b[C": "right", "w": "up", "\x1b[A": "up",
+    "s": "down", "\x1b[B": "down", " ": "fire",
+}  # fmt: skip
+"What is typed in a terminal -> where to."
+
+
+def chosen(names: Sequence[str], typed: str, action: int) -> int:
+    """The action after something was typed: another one, or the one before.
+
+    A key without an action of its own rests; numbers are actions themselves.
+    """
+    for key, way in TYPED.items():
+        if typed.endswith(key):
+            own = (i for i, name in enumerate(names) if meant(name) == {way})
+            return next(own, resting(names))
+    last = typed[-1:]
+    return int(last) if last.isdecimal() and last.isascii() and int(last) < len(names) else action
 
 
 def half_blocks(picture: Any) -> list[str]:
@@ -257,32 +294,34 @@ def half_blocks(picture: Any) -> list[str]:
 
 
 def in_terminal(game: Game, read: Callable[[float], str], write: Callable[[str], Any]) -> None:
-    """Play by keys: a and d or the arrows steer, s stays, r begins anew, q ends.
+    """Play by keys: a s d w or the arrows steer, so do space (fire) and numbers of actions, as far
+    as the world has them; r begins anew, q ends.
 
     Args:
         read: what was typed within so many seconds.
     """
-    action, pause = 1, 1 / game.stage.asked.fps
+    names, pause = game.world.actions, 1 / game.stage.asked.fps
+    action = resting(names)
     write("\x1b[2J\x1b[?25l")
     try:
         while True:
             began = time.perf_counter()
             game.act(action)
-            dream, truth = (half_blocks(x) for x in game.pictures())
-            rows = [f"{a}  {b}" for a, b in zip(dream, truth, strict=True)]
+            pictures = [half_blocks(x) for x in game.pictures()]
+            rows = ["  ".join(parts) for parts in zip(*pictures, strict=True)]
+            what = f"dream | simulator{' (lost)' if game.over else ''}   score {game.score:+.0f}"
             facts = (
-                f"dream | simulator{' (lost)' if game.over else ''}   score {game.score:+.0f}   "
-                f"{game.rate:.0f} frames/s   {1e3 * game.latency:.0f} ms   a s d: steer, r: anew, "
-                "q: end"
+                f"{'dream' if game.state is None else what}   {names[action]}   "
+                f"{game.rate:.0f} frames/s   {1e3 * game.latency:.0f} ms   a s d w: steer, "
+                "r: anew, q: end"
             )
-            write("\x1b[H" + "\r\n".join([*rows, facts, ""]))
+            write("\x1b[H" + "\r\n".join([*rows, facts + "\x1b[K", ""]))
             typed = read(max(0.0, pause - (time.perf_counter() - began)))
             if "q" in typed or "\x03" in typed:
                 return
             if "r" in typed:
                 game.reset()
-            for key, meant in KEYS.items():
-                action = meant if typed.endswith(key) else action
+            action = chosen(names, typed, action)
     finally:
         write("\x1b[?25h\x1b[0m\r\n")
 

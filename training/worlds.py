@@ -1,7 +1,8 @@
 """A world model that a run has left, opened: to be played, or to be learned in.
 
 A run's directory holds `model.json`, `model.safetensors` and `config.yaml`, which says what the
-world is that it was trained on; from that come the frames that a dream begins with.
+world is that it was trained on; from that come the frames that a dream begins with. Of Pinfall
+there is a simulator beside the dream; of recorded films there is none.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import OmegaConf
@@ -26,7 +27,9 @@ from models.worlds.video.diffusion_forcing import DiffusionForcing
 from models.worlds.video.dreamer4 import Dreamer4
 from models.worlds.video.genie import Genie
 from models.worlds.video.world import WorldModel
+from training.data.config_episodes import AtariConfig, EpisodesConfig
 from training.data.config_worlds import PinfallConfig
+from training.data.episodes import EpisodesData, PlayedData
 from training.data.pinfall import PinfallData
 from training.envs.pinfall import State, Stepped, see, step
 from training.errors import UserError
@@ -39,8 +42,26 @@ KINDS = {
     "genie": (GenieConfig, Genie),
 }
 "Model by name -> its configuration, and what is built from it."
+WORLDS = {"pinfall": PinfallConfig, "episodes": EpisodesConfig, "atari": AtariConfig}
+"Data by name -> its configuration."
+WorldConfig = PinfallConfig | EpisodesConfig | AtariConfig
 NAMES = "left", "stay", "right"
 "What the actions of Pinfall are called."
+BEGINNINGS = 64
+"Moments of films that are held out, which dreams of a recorded world begin from."
+
+
+def world_data(config: Any, *, seed: int, rank: int = 0, world: int = 1) -> Any:
+    """Clips of the world that `config` describes. Raises DataError."""
+    where = {"seed": seed, "rank": rank, "world": world}
+    if isinstance(config, AtariConfig):
+        from training.data.atari import AtariData
+
+        return AtariData(config, **where)
+    if isinstance(config, EpisodesConfig):
+        return EpisodesData(config, **where)
+    assert isinstance(config, PinfallConfig)
+    return PinfallData(config, **where)
 
 
 class Start(NamedTuple):
@@ -48,16 +69,17 @@ class Start(NamedTuple):
 
     frames: Tensor
     actions: Tensor
-    state: State
+    state: State | None
 
 
 @dataclass(frozen=True)
 class OpenWorld:
-    """A model, and the world that it dreams of."""
+    """A model, and how a dream of it begins."""
 
     model: WorldModel
-    data: PinfallData
+    data: Any
     actions: tuple[str, ...]
+    simulated: ClassVar[bool] = False
 
     @property
     def size(self) -> int:
@@ -65,6 +87,17 @@ class OpenWorld:
 
     def start(self, number: int, device: torch.device) -> Start:
         """A beginning that was never trained on."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SimulatedWorld(OpenWorld):
+    """One that has a simulator."""
+
+    data: PinfallData
+    simulated: ClassVar[bool] = True
+
+    def start(self, number: int, device: torch.device) -> Start:
         clips = self.data.beginning(number, self.model.context)
         parts = {name: torch.from_numpy(x) for name, x in clips._asdict().items()}
         frames = see(parts, self.data.config.variant, self.size).float().to(device)
@@ -79,8 +112,21 @@ class OpenWorld:
         return see(state._asdict(), self.data.config.variant, self.size).float()
 
 
-def open_world(directory: str | Path, device: torch.device | str = "cpu") -> OpenWorld:
-    """What a run of a video world model has left.
+@dataclass(frozen=True)
+class RecordedWorld(OpenWorld):
+    """One of which there are films."""
+
+    data: PlayedData[Any]
+
+    def start(self, number: int, device: torch.device) -> Start:
+        held = self.data.heldout(BEGINNINGS, self.model.context)
+        row = slice(number % len(held.frames), number % len(held.frames) + 1)
+        frames = torch.from_numpy(held.frames[row]).to(device).movedim(-1, -3).float() / 255
+        return Start(frames, torch.from_numpy(held.actions[row]).to(device), None)
+
+
+def open_model(directory: str | Path, device: torch.device | str = "cpu") -> Any:
+    """The model that a run has left, without its world.
 
     Raises:
         UserError: a file is missing, damaged, or not what the configuration says.
@@ -105,22 +151,49 @@ def open_world(directory: str | Path, device: torch.device | str = "cpu") -> Ope
         raise UserError(f"{file} does not describe a video world model: {error}") from error
     weights = directory / "model.safetensors"
     fit(model, read_tensors(weights, device), weights)
-    data = PinfallData(world_of(directory / "config.yaml"), seed=0)
-    if data.config.image_size != config.image_size:
+    return model.requires_grad_(False).eval()
+
+
+def open_world(directory: str | Path, device: torch.device | str = "cpu") -> OpenWorld:
+    """What a run of a video world model has left, and the world that it dreams of.
+
+    Raises:
+        UserError: a file is missing, damaged, or not what the configuration says.
+        DataError: recorded films are not where they were.
+    """
+    directory = Path(directory)
+    model = open_model(directory, device)
+    config, seed = world_of(directory / "config.yaml")
+    drawn = model.config.image_size
+    if config.image_size != drawn:
         raise UserError(
-            f"{directory}: the model draws frames of {config.image_size}, config.yaml has "
-            f"data.image_size={data.config.image_size}"
+            f"{directory}: the model draws frames of {drawn}, config.yaml has "
+            f"data.image_size={config.image_size}"
         )
-    return OpenWorld(model.requires_grad_(False).eval(), data, NAMES)
+    if isinstance(config, PinfallConfig):
+        return SimulatedWorld(model, PinfallData(config, seed=0), NAMES)
+    if isinstance(config, AtariConfig):
+        from training.data.atari import actions_of
+
+        names = actions_of(config)
+    else:
+        names = tuple(str(number) for number in range(config.actions))
+    if len(names) != model.config.actions:
+        raise UserError(
+            f"{directory}: the model knows {model.config.actions} actions, of data={config.name} "
+            f"there are {len(names)}"
+        )
+    return RecordedWorld(model, world_data(config, seed=seed), names)
 
 
-def world_of(file: Path) -> PinfallConfig:
-    """The data that a run was trained on. Raises UserError."""
+def world_of(file: Path) -> tuple[WorldConfig, int]:
+    """The data that a run was trained on, and its seed. Raises UserError."""
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-        if content["data"]["name"] != "pinfall":
-            raise ValueError(f"it is of data={content['data']['name']}, which has no simulator")
-        return typed(PinfallConfig, content["data"])
+        name = content["data"]["name"]
+        if name not in WORLDS:
+            raise ValueError(f"it is of data={name}, not of {', '.join(WORLDS)}")
+        return typed(WORLDS[name], content["data"]), int(content["seed"])
     except OSError:
         raise UserError(f"{file} is missing: it says which world the model is of") from None
     except Exception as error:  # whatever YAML is wrong with

@@ -53,6 +53,8 @@ def stage(run: Path) -> Stage:
 class _Exact:
     """An open world whose model is the simulator."""
 
+    simulated = True
+
     def __init__(self, world) -> None:
         self.actions, self.size, self.step, self.show = (
             world.actions, world.size, world.step, world.show,
@@ -132,6 +134,56 @@ def test_every_kind_of_world_that_was_exported_can_be_played(name: str, tmp_path
     weights = made.model.state_dict()
     opened = game.world.model.state_dict()
     assert all(torch.equal(weights[key], opened[key]) for key in weights)
+
+
+def test_worlds_of_films_are_played_without_a_simulator(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        arrays = {
+            "frames": rng.integers(0, 256, (15, 16, 16, 3), np.uint8),
+            "actions": np.arange(14) % 8,
+        }
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    small = [o for o in (*SMALL_PINFALL["diamond"], *SMALL_WORLD)
+             if not o.startswith(("data.worlds", "data.length"))]  # fmt: skip
+    own = [*small, "data=episodes", f"data.path={tmp_path}",
+           "data.actions=8", "recipe.splits=[]", "recipe.horizon=5", "loop.steps=1"]  # fmt: skip
+    done = train(tmp_path / "runs", *own, "data.heldout=0.4", "run=x")
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "runs" / "diamond" / "pinfall" / "x"
+    stage = Stage(Asked(model=str(run)))
+    game = stage.game()
+    held = [stage.world.data.episode(i).frames for i in range(3) if stage.world.data.held[i]]
+    (first,) = game.pictures()
+    assert any((first == frame).all() for film in held for frame in film), "a frame of a held film"
+    game.act(7)
+    assert len(game.message()) == 16 + 3 * 16 * 16
+    written: list[str] = []
+    typed = iter(["7", "", "q"])
+    in_terminal(game, lambda seconds: next(typed), written.append)
+    assert "simulator" not in written[1] and "dream   0 " in written[1] and "7   " in written[2]
+    for file in tmp_path.glob("*.npz"):
+        file.unlink()
+    with pytest.raises(UserError, match="name a directory with at least two files"):
+        Stage(Asked(model=str(run)))
+
+
+def test_keys_are_told_from_the_names_of_actions() -> None:
+    names = ("noop", "fire", "upright", "right", "down")
+    assert [sorted(play.meant(name)) for name in names] == [
+        [], ["fire"], ["right", "up"], ["right"], ["down"],
+    ]  # fmt: skip
+    assert play.resting(names) == 0 and play.resting(("left", "stay", "right")) == 1
+    for typed, action in (
+        ("d", 3),
+        (" ", 1),
+        ("\x1b[B", 4),
+        ("a", 0),
+        ("2", 2),
+        ("7", 4),
+        ("x", 4),
+    ):
+        assert play.chosen(names, typed, 4) == action, typed
 
 
 def test_fifty_actions_give_fifty_frames_and_the_paddle_obeys(server: Server) -> None:
@@ -226,7 +278,7 @@ def test_pages_of_others_and_other_names_of_this_machine_are_refused(server: Ser
         assert error.value.code == status
     with urllib.request.urlopen(server.url, timeout=10) as page:
         text = page.read().decode()
-        assert "<canvas" in text and '"left", "stay", "right"' in text and "{{" not in text
+        assert "<canvas" in text and '{"name": "stay", "keys": []}' in text and "{{" not in text
         assert "default-src 'none'" in page.headers["Content-Security-Policy"]
 
 

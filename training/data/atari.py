@@ -72,9 +72,9 @@ def machine(config: AtariConfig, seed: int) -> Any:
     return ale
 
 
-def actions_of(config: AtariConfig) -> int:
-    """How many the game has. Raises DataError."""
-    return len(machine(config, 0).getMinimalActionSet())
+def actions_of(config: AtariConfig) -> tuple[str, ...]:
+    """What the game's actions are called. Raises DataError."""
+    return tuple(one.name.lower() for one in machine(config, 0).getMinimalActionSet())
 
 
 def played(config: AtariConfig, seed: int) -> list[Played]:

@@ -61,7 +61,7 @@ from training.returns import lambda_returns
 from training.schema import TrainConfig
 from training.seeding import stream_seed, torch_generator
 from training.torch_step import Batch, TorchStep, build_on
-from training.worlds import OpenWorld, Start, open_world, world_of
+from training.worlds import SimulatedWorld, Start, open_world, world_of
 
 FRAMEWORK = "torch"
 FOLLOWERS = 0.0, 0.25, 0.5, 0.75  # how often they do anything
@@ -93,7 +93,7 @@ class DreamAgentTraining:
         data: PinfallData,
         processes: Processes,
         device: torch.device,
-        world: OpenWorld | None,
+        world: SimulatedWorld | None,
         flops_per_step: float,
     ) -> None:
         assert isinstance(config.recipe, DreamAgentConfig)
@@ -279,7 +279,7 @@ def check(config: TrainConfig) -> None:
         raise UserError(str(error)) from error
 
 
-def open_dreams(config: TrainConfig, device: torch.device) -> OpenWorld | None:
+def open_dreams(config: TrainConfig, device: torch.device) -> SimulatedWorld | None:
     """The world of recipe.world, which must be of the same data.
 
     Raises:
@@ -290,7 +290,12 @@ def open_dreams(config: TrainConfig, device: torch.device) -> OpenWorld | None:
     if recipe.world is None:
         return None
     directory = locate(recipe.world, "recipe.world")
-    own = world_of(directory / "config.yaml")
+    own, _ = world_of(directory / "config.yaml")
+    if not isinstance(own, PinfallConfig):
+        raise UserError(
+            f"recipe.world={recipe.world} is of data={own.name}, which has no simulator that an "
+            "agent could be judged by: name a run of data=pinfall"
+        )
     for key in ("variant", "image_size"):
         if getattr(own, key) != getattr(config.data, key):
             raise UserError(
@@ -298,6 +303,7 @@ def open_dreams(config: TrainConfig, device: torch.device) -> OpenWorld | None:
                 f"{getattr(config.data, key)}: give data.{key}={getattr(own, key)}"
             )
     world = open_world(directory, device)
+    assert isinstance(world, SimulatedWorld)
     if world.model.context > config.model.context:  # type: ignore[union-attr]
         raise UserError(
             f"recipe.world={recipe.world} must see {world.model.context} frames, "

@@ -16,7 +16,6 @@ At the end dreams of the teacher are judged beside those of the student: in as f
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +43,7 @@ from training.recipes.video_world import (
 )
 from training.schema import TrainConfig
 from training.seeding import numpy_rng, stream_seed
-from training.worlds import open_world
+from training.worlds import open_model
 
 ENDS = 0.02, 0.98  # of the noise levels: nothing is learned beyond
 OWN = "steps", "fresh", "guidance"  # what the student has of its own
@@ -121,7 +120,7 @@ def begin(model: SelfForcing, config: TrainConfig) -> None:
             "recipe.teacher=null: name the directory of a finished run of recipe=diffusion_forcing"
         )
     directory = locate(where, "recipe.teacher")
-    teacher: Any = open_world(directory).model
+    teacher = open_model(directory)
     if not isinstance(teacher.config, DiffusionForcingConfig):
         raise UserError(
             f"recipe.teacher={where} is a {teacher.config.name}, not a diffusion_forcing"

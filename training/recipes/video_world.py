@@ -29,7 +29,7 @@ from models.worlds.video.outcome import BEFORE, LEVELS, outcome_loss, steps_of
 from models.worlds.video.world import WorldModel
 from training.data.config_episodes import AtariConfig, EpisodesConfig
 from training.data.config_worlds import PinfallConfig, Split, Variant
-from training.data.episodes import EpisodesData, Played, PlayedData
+from training.data.episodes import Played, PlayedData
 from training.data.pinfall import Clips, PinfallData
 from training.distributed import Processes
 from training.envs.pinfall import ACTIONS, State, see
@@ -46,6 +46,7 @@ from training.recipes.config_video import VideoWorldConfig
 from training.schema import TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
+from training.worlds import world_data
 
 FRAMEWORK = "torch"
 CHANNELS = 3
@@ -63,7 +64,7 @@ def fill_shapes(config: TrainConfig) -> Any:
     if isinstance(data, AtariConfig):
         from training.data.atari import actions_of
 
-        actions = actions_of(data)
+        actions = len(actions_of(data))
     else:
         actions = ACTIONS if isinstance(data, PinfallConfig) else data.actions
     size = data.image_size
@@ -123,15 +124,9 @@ def check_clips(config: TrainConfig) -> None:
 
 
 def open_world_data(config: TrainConfig, processes: Processes) -> Any:
+    """This process's share of the world's clips. Raises DataError."""
     where = {"seed": config.seed, "rank": processes.rank, "world": processes.world}
-    if isinstance(config.data, AtariConfig):
-        from training.data.atari import AtariData
-
-        return AtariData(config.data, **where)
-    if isinstance(config.data, EpisodesConfig):
-        return EpisodesData(config.data, **where)
-    assert isinstance(config.data, PinfallConfig)
-    return PinfallData(config.data, **where)
+    return world_data(config.data, **where)
 
 
 def clips_on_meta(config: TrainConfig) -> tuple[Tensor, Tensor]:
