@@ -84,12 +84,15 @@ class Stage:
     def __init__(self, asked: Asked) -> None:
         import torch
 
+        from models.worlds.video.graphs import Graphs
         from training.worlds import open_world
 
         if not 1 <= asked.fps <= 60:
             raise UserError(f"fps={asked.fps:g} must be 1 to 60")
         self.device = torch.device(device(asked.device))
         self.world, self.asked = open_world(asked.model, self.device), asked
+        if self.device.type == "cuda":
+            self.world.model.run = Graphs()
         self.turn, self.episodes = threading.Lock(), 0
 
     def game(self) -> Game:

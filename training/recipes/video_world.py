@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.worlds.video.graphs import graphed
 from models.worlds.video.outcome import BEFORE, LEVELS, outcome_loss, steps_of
 from models.worlds.video.world import WorldModel
 from training.data.config_episodes import AtariConfig, EpisodesConfig
@@ -317,6 +318,9 @@ class VideoWorldTraining:
                     other, _, _ = judge(world, self.exam(split), steering=False)
                     found |= {f"{split}/{k}": v for k, v in other.items() if k.startswith(OTHER)}
                 self.found["latency"] = latency(world, exam)
+                if exam.frames.is_cuda and not self.trainer.sharded:
+                    with graphed(self.model):
+                        self.found["latency_graphed"] = latency(world, exam)
                 found |= self.misled()
                 if self.forks:
                     found |= forked(world, self.draw, FORKS, self.trainer.device)

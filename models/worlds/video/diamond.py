@@ -159,20 +159,29 @@ class Diamond(DrawnWorld):
         self, cache: Context, action: Int64[Tensor, " b"]
     ) -> tuple[Float[Tensor, "b c h w"], Context]:
         """The next frame in [0, 1], drawn in `config.steps` steps."""
-        config = self.config
         check_actions(action, self.actions)
         actions = torch.cat([cache.actions, action[:, None]], dim=1)
-        grid = karras_grid(config.steps, config.sigma_min, config.sigma_max, config.rho).tolist()
-        shape = cache.frames.shape[2:]
-        x = normal(cache.seed, cache.episodes, (cache.count,), shape)
-        x = x * (1.0 if config.unit_start else grid[0])
-        for now, then in pairwise(grid):
-            sigma = torch.full((len(x),), now, device=x.device)
-            clean = self.denoise(x, sigma, cache.frames, actions)
-            x = clean + (x - clean) * (then / now)
+        noise = normal(cache.seed, cache.episodes, (cache.count,), cache.frames.shape[2:])
+        x = self.run(self.draw, noise, cache.frames, actions)
         frames = torch.cat([cache.frames, x[:, None]], dim=1)[:, 1:]
         cache = replace(cache, frames=frames, actions=actions[:, 1:], count=cache.count + 1)
         return (x + 1) / 2, cache
+
+    def draw(
+        self,
+        noise: Float[Tensor, "b c h w"],
+        seen: Float[Tensor, "b n c h w"],
+        actions: Int64[Tensor, "b n"],
+    ) -> Float[Tensor, "b c h w"]:
+        """A frame in [-1, 1], after those that were seen."""
+        config = self.config
+        grid = karras_grid(config.steps, config.sigma_min, config.sigma_max, config.rho).tolist()
+        x = noise * (1.0 if config.unit_start else grid[0])
+        for now, then in pairwise(grid):
+            sigma = torch.full((len(x),), now, device=x.device)
+            clean = self.denoise(x, sigma, seen, actions)
+            x = clean + (x - clean) * (then / now)
+        return x
 
 
 def quantise(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:

@@ -19,7 +19,7 @@ Dimensions: b films, t frames, s tokens of a frame, d width, h heads, hd head wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +33,7 @@ from models.worlds.video.config import FilmTransformerConfig
 THETA = 1000.0  # of the rotations: windows are short
 
 
-@dataclass(frozen=True)
-class FilmCache:
+class FilmCache(NamedTuple):
     """Keys, not rotated, and values of the frames that are kept, for each block over time.
 
     A value: nothing in it ever changes.

@@ -108,6 +108,17 @@ class FilmWorld(DrawnWorld):
             raise ValueError("this is the cache of another model: call init_cache of this one")
         check_actions(action, self.actions)
         before = action[:, None]
-        z = self.draw(self.noise(cache, DRAWN), before, cache.cache)
-        kept = self.show(z, before, self.noise(cache, SHOWN), cache.cache)
-        return self.decode(z)[:, 0], replace(cache, cache=kept, count=cache.count + 1)
+        noise = self.noise(cache, DRAWN), self.noise(cache, SHOWN)
+        frame, kept = self.run(self.advance, *noise, before, cache.cache)
+        return frame, replace(cache, cache=kept, count=cache.count + 1)
+
+    def advance(
+        self,
+        drawn: Float[Tensor, "b 1 ..."],
+        shown: Float[Tensor, "b 1 ..."],
+        before: Int64[Tensor, "b 1"],
+        cache: FilmCache,
+    ) -> tuple[Float[Tensor, "b c h w"], FilmCache]:
+        """A frame in [0, 1] and the cache with it, of the noise of both."""
+        z = self.draw(drawn, before, cache)
+        return self.decode(z)[:, 0], self.show(z, before, shown, cache)

@@ -11,12 +11,16 @@ Dimensions: b steps, c channels, h and w height and width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.video.config import DiamondConfig, FilmWorldConfig
+from models.worlds.video.graphs import directly
 from models.worlds.video.unet import Residual, groups_of
 
 SIGNS = 3  # of a reward: -1, 0, 1
@@ -55,7 +59,13 @@ class Outcome(nn.Module):
 
 
 class DrawnWorld(nn.Module):
-    """What every model that draws a world has: shapes that are known, and what a step is worth."""
+    """What every model that draws a world has: shapes that are known, and what a step is worth.
+
+    Attributes:
+        run: calls what a step is between its noise and its frame (graphs.py has another).
+    """
+
+    run: Callable[..., Any] = staticmethod(directly)
 
     def __init__(self, config: DiamondConfig | FilmWorldConfig) -> None:
         super().__init__()
