@@ -60,13 +60,16 @@ class Asked:
     "auto, cpu or cuda."
 
 
-WAYS = "left", "right", "up", "down", "fire"
-"What names of actions are searched for; keys of the same names steer."
+WAYS = {
+    "left": ("left",), "right": ("right",), "up": ("up", "forward"), "down": ("down", "back"),
+    "fire": ("fire", "attack"),
+}  # fmt: skip
+"Keys that steer -> what names of actions are searched for."
 
 
 def meant(name: str) -> frozenset[str]:
     """Which keys an action is: those that its name tells, as in `upright` or `leftfire`."""
-    return frozenset(way for way in WAYS if way in name)
+    return frozenset(way for way, words in WAYS.items() if any(word in name for word in words))
 
 
 def resting(names: Sequence[str]) -> int:
@@ -124,11 +127,14 @@ class Game:
         """One frame further. Raises BadMessage."""
         import torch
 
-        names = self.world.actions
-        if type(action) is not int or not 0 <= action < len(names):
-            said = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
+        choices = self.world.choices
+        if type(action) is not int or not 0 <= action < len(choices):
+            said = ", ".join(f"{i} ({choice.name})" for i, choice in enumerate(choices))
             raise BadMessage(f"action must be {said}, not {action!r}")
-        began, done = time.perf_counter(), torch.tensor([action], device=self.stage.device)
+        began, done = (
+            time.perf_counter(),
+            torch.tensor([choices[action].action], device=self.stage.device),
+        )
         with self.stage.turn:
             frame, self.cache = self.world.model.step(self.cache, done)
         self.dream = frame[0].cpu()
@@ -207,7 +213,7 @@ class Server:
             return None
         if request.path != "/":
             return connection.respond(HTTPStatus.NOT_FOUND, "there is / and /play\n")
-        names = self.stage.world.actions
+        names = [choice.name for choice in self.stage.world.choices]
         facts = {
             "actions": [{"name": name, "keys": sorted(meant(name))} for name in names],
             "rest": resting(names),
@@ -303,7 +309,7 @@ def in_terminal(game: Game, read: Callable[[float], str], write: Callable[[str],
     Args:
         read: what was typed within so many seconds.
     """
-    names, pause = game.world.actions, 1 / game.stage.asked.fps
+    names, pause = [choice.name for choice in game.world.choices], 1 / game.stage.asked.fps
     action = resting(names)
     write("\x1b[2J\x1b[?25l")
     try:

@@ -34,7 +34,13 @@ from training.data.config import (
     StatementsConfig,
     StdlibConfig,
 )
-from training.data.config_episodes import AtariConfig, EpisodesConfig
+from training.data.config_episodes import (
+    AtariConfig,
+    CsgoConfig,
+    EpisodesConfig,
+    ProcgenConfig,
+    VptConfig,
+)
 from training.data.config_worlds import (
     HubImagesConfig,
     MovingConfig,
@@ -124,6 +130,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "two_rooms": TwoRoomsConfig,
         "episodes": EpisodesConfig,
         "atari": AtariConfig,
+        "procgen": ProcgenConfig,
+        "csgo": CsgoConfig,
+        "vpt": VptConfig,
         "small_images": SmallImagesConfig,
         "hub_images": HubImagesConfig,
         "moving": MovingConfig,

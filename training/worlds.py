@@ -7,7 +7,10 @@ there is a simulator beside the dream; of recorded films there is none.
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -16,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from models.worlds.video.actions import strides
 from models.worlds.video.config import (
     DiamondConfig,
     DiffusionForcingConfig,
@@ -27,11 +31,19 @@ from models.worlds.video.diffusion_forcing import DiffusionForcing
 from models.worlds.video.dreamer4 import Dreamer4
 from models.worlds.video.genie import Genie
 from models.worlds.video.world import WorldModel
-from training.data.config_episodes import AtariConfig, EpisodesConfig
+from training.data.config_episodes import (
+    AtariConfig,
+    CsgoConfig,
+    EpisodesConfig,
+    Part,
+    PlayedConfig,
+    ProcgenConfig,
+    VptConfig,
+)
 from training.data.config_worlds import PinfallConfig
-from training.data.episodes import EpisodesData, PlayedData
+from training.data.episodes import PlayedData
 from training.data.pinfall import PinfallData
-from training.envs.pinfall import State, Stepped, see, step
+from training.envs.pinfall import ACTIONS, State, Stepped, see, step
 from training.errors import UserError
 from training.pretrained import fit, read_tensors, typed
 
@@ -42,9 +54,15 @@ KINDS = {
     "genie": (GenieConfig, Genie),
 }
 "Model by name -> its configuration, and what is built from it."
-WORLDS = {"pinfall": PinfallConfig, "episodes": EpisodesConfig, "atari": AtariConfig}
-"Data by name -> its configuration."
-WorldConfig = PinfallConfig | EpisodesConfig | AtariConfig
+WORLDS = {
+    "pinfall": (PinfallConfig, "PinfallData"),
+    "episodes": (EpisodesConfig, "EpisodesData"),
+    "atari": (AtariConfig, "AtariData"),
+    "procgen": (ProcgenConfig, "ProcgenData"),
+    "csgo": (CsgoConfig, "CsgoData"),
+    "vpt": (VptConfig, "VptData"),
+}
+"Data by name: its configuration, and the class in training/data/<name>.py."
 NAMES = "left", "stay", "right"
 "What the actions of Pinfall are called."
 BEGINNINGS = 64
@@ -53,15 +71,59 @@ BEGINNINGS = 64
 
 def world_data(config: Any, *, seed: int, rank: int = 0, world: int = 1) -> Any:
     """Clips of the world that `config` describes. Raises DataError."""
-    where = {"seed": seed, "rank": rank, "world": world}
-    if isinstance(config, AtariConfig):
-        from training.data.atari import AtariData
+    module = importlib.import_module(f"training.data.{config.name}")
+    return getattr(module, WORLDS[config.name][1])(config, seed=seed, rank=rank, world=world)
 
-        return AtariData(config, **where)
-    if isinstance(config, EpisodesConfig):
-        return EpisodesData(config, **where)
-    assert isinstance(config, PinfallConfig)
-    return PinfallData(config, **where)
+
+class Choice(NamedTuple):
+    """What a player may do: its name, and the action."""
+
+    name: str
+    action: int
+
+
+def actions_of(config: PinfallConfig | PlayedConfig) -> int:
+    """How many actions there are. Raises DataError."""
+    if isinstance(config, AtariConfig):
+        from training.data.atari import names_of
+
+        return len(names_of(config))
+    if isinstance(config, PinfallConfig):
+        return ACTIONS
+    if config.parts:
+        return math.prod(part.values for part in config.parts)
+    return config.actions  # type: ignore[attr-defined]
+
+
+def choices_of(config: PinfallConfig | PlayedConfig) -> tuple[Choice, ...]:
+    """What a player may do; of actions of several parts, one of these at a time."""
+    if isinstance(config, PinfallConfig):
+        names: Sequence[str] = NAMES
+    elif isinstance(config, AtariConfig):
+        from training.data.atari import names_of
+
+        names = names_of(config)
+    elif config.parts:
+        return choices_of_parts(config.parts)
+    else:
+        names = [str(number) for number in range(actions_of(config))]
+    return tuple(Choice(name, number) for number, name in enumerate(names))
+
+
+def choices_of_parts(parts: Sequence[Part]) -> tuple[Choice, ...]:
+    """Nothing; each key; of what has a middle, half way to either side."""
+    each = strides([part.values for part in parts])
+    rest = sum(part.rest * stride for part, stride in zip(parts, each, strict=True))
+    found = [Choice("rest", rest)]
+    for part, stride in zip(parts, each, strict=True):
+        if part.values == 2:
+            found.append(Choice(part.name, rest + stride))
+            continue
+        far = part.values // 4
+        for sign, way in ((-1, "left" if part.name == "turn" else "up"),
+                          (1, "right" if part.name == "turn" else "down")):  # fmt: skip
+            found.append(Choice(f"{part.name} {way}", rest + sign * far * stride))
+    return tuple(found)
 
 
 class Start(NamedTuple):
@@ -78,7 +140,7 @@ class OpenWorld:
 
     model: WorldModel
     data: Any
-    actions: tuple[str, ...]
+    choices: tuple[Choice, ...]
     simulated: ClassVar[bool] = False
 
     @property
@@ -171,29 +233,23 @@ def open_world(directory: str | Path, device: torch.device | str = "cpu") -> Ope
             f"data.image_size={config.image_size}"
         )
     if isinstance(config, PinfallConfig):
-        return SimulatedWorld(model, PinfallData(config, seed=0), NAMES)
-    if isinstance(config, AtariConfig):
-        from training.data.atari import actions_of
-
-        names = actions_of(config)
-    else:
-        names = tuple(str(number) for number in range(config.actions))
-    if len(names) != model.config.actions:
+        return SimulatedWorld(model, PinfallData(config, seed=0), choices_of(config))
+    if (count := actions_of(config)) != model.config.actions:
         raise UserError(
             f"{directory}: the model knows {model.config.actions} actions, of data={config.name} "
-            f"there are {len(names)}"
+            f"there are {count}"
         )
-    return RecordedWorld(model, world_data(config, seed=seed), names)
+    return RecordedWorld(model, world_data(config, seed=seed), choices_of(config))
 
 
-def world_of(file: Path) -> tuple[WorldConfig, int]:
+def world_of(file: Path) -> tuple[PinfallConfig | PlayedConfig, int]:
     """The data that a run was trained on, and its seed. Raises UserError."""
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         name = content["data"]["name"]
         if name not in WORLDS:
             raise ValueError(f"it is of data={name}, not of {', '.join(WORLDS)}")
-        return typed(WORLDS[name], content["data"]), int(content["seed"])
+        return typed(WORLDS[name][0], content["data"]), int(content["seed"])
     except OSError:
         raise UserError(f"{file} is missing: it says which world the model is of") from None
     except Exception as error:  # whatever YAML is wrong with

@@ -56,8 +56,8 @@ class _Exact:
     simulated = True
 
     def __init__(self, world) -> None:
-        self.actions, self.size, self.step, self.show = (
-            world.actions, world.size, world.step, world.show,
+        self.choices, self.size, self.step, self.show = (
+            world.choices, world.size, world.step, world.show,
         )  # fmt: skip
         self._world = world
 

@@ -72,7 +72,7 @@ def machine(config: AtariConfig, seed: int) -> Any:
     return ale
 
 
-def actions_of(config: AtariConfig) -> tuple[str, ...]:
+def names_of(config: AtariConfig) -> tuple[str, ...]:
     """What the game's actions are called. Raises DataError."""
     return tuple(one.name.lower() for one in machine(config, 0).getMinimalActionSet())
 

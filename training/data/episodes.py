@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from training.data.config_episodes import AtariConfig, EpisodesConfig
+from training.data.config_episodes import EpisodesConfig, PlayedConfig
 from training.data.corpus import DataError
 from training.data.generated import GeneratedData
 from training.data.order import visit
@@ -37,7 +37,7 @@ from training.seeding import stream_seed
 ARRAYS, HDF5, TABLES, FILMS = (".npz",), (".h5", ".hdf5"), (".parquet",), (".mp4", ".mkv", ".avi")
 KEPT = 32  # episodes that stay in memory
 LARGEST = 1e6  # magnitude of a reward
-Config = TypeVar("Config", EpisodesConfig, AtariConfig)
+Config = TypeVar("Config", bound=PlayedConfig)
 
 
 class Played(NamedTuple):
@@ -60,21 +60,24 @@ class PlayedData(GeneratedData[Config]):
         """One of them, whole."""
         raise NotImplementedError
 
+    def part(self, number: int, first: int, frames: int) -> Played:
+        """So many frames of an episode, from `first` on."""
+        one = self.episode(number)
+        after = slice(first, first + frames - 1)
+        return Played(one.frames[first : first + frames], *(x[after] for x in one[1:]))
+
     def windows(self, frames: int, held: bool) -> Int64[np.ndarray, "w 2"]:
         """Episode and first frame of every window of so many frames. Raises DataError."""
-        found = [
-            (number, first)
-            for number, (length, out) in enumerate(zip(self.lengths, self.held, strict=True))
-            if out == held
-            for first in range(length - frames + 1)
-        ]
-        if not found:
+        room = np.maximum(np.array(self.lengths) - frames + 1, 0) * (np.array(self.held) == held)
+        if not room.sum():
             longest = max(self.lengths, default=0)
             raise DataError(
                 f"no episode {'that is held out ' if held else ''}has the {frames} frames of a "
                 f"window, the longest of all has {longest}: lower data.seq_len, or recipe.horizon"
             )
-        return np.array(found, np.int64)
+        number = np.repeat(np.arange(len(room)), room)
+        first = np.arange(len(number)) - np.repeat(room.cumsum() - room, room)
+        return np.stack([number, first], 1)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The fields of `Played`, of this process's windows."""
@@ -89,17 +92,39 @@ class PlayedData(GeneratedData[Config]):
 
     def heldout(self, count: int, frames: int) -> Played:
         """`count` windows of so many frames, or as many as there are, spread over what there is."""
-        every = self.windows(frames, held=True)
+        return self.spread(self.windows(frames, held=True), count, frames)
+
+    def bank(self, count: int, frames: int) -> Played:
+        """The same of those that are trained on."""
+        return self.spread(self.windows(frames, held=False), count, frames)
+
+    def spread(self, every: Int64[np.ndarray, "w 2"], count: int, frames: int) -> Played:
         rows = np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)
         return self.gather(every[rows], frames)
 
     def gather(self, windows: Int64[np.ndarray, "w 2"], frames: int) -> Played:
-        parts = []
-        for number, first in windows.tolist():
-            one = self.episode(number)
-            after = slice(first, first + frames - 1)
-            parts.append((one.frames[first : first + frames], *(x[after] for x in one[1:])))
+        parts = [self.part(number, first, frames) for number, first in windows.tolist()]
         return Played(*(np.stack(part) for part in zip(*parts, strict=True)))
+
+
+class RecordedData(PlayedData[Config]):
+    """Episodes in files that are too large to be held: of each, what a window needs is read."""
+
+    files: list[Path]
+
+    @property
+    def content_hash(self) -> str:
+        """Of the names and sizes of all files, as they may be terabytes."""
+        whole = json.dumps(
+            [
+                {**asdict(self.config), "path": None},
+                [[f.name, f.stat().st_size] for f in self.files],
+            ]
+        )
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    def episode(self, number: int) -> Played:
+        return self.part(number, 0, self.lengths[number])
 
 
 class EpisodesData(PlayedData[EpisodesConfig]):
@@ -115,9 +140,7 @@ class EpisodesData(PlayedData[EpisodesConfig]):
         self.files = episodes_in(config.path)
         self.episode = lru_cache(KEPT)(self.read)  # type: ignore[method-assign]
         self.lengths = [len(self.episode(number).frames) for number in range(len(self.files))]
-        self.held = [stream_seed(0, f.name) / 2**63 < config.heldout for f in self.files]
-        if all(self.held) or not any(self.held):
-            self.held = [number == 0 for number in range(len(self.files))]
+        self.held = held_out([f.name for f in self.files], config.heldout)
 
     @property
     def content_hash(self) -> str:
@@ -134,6 +157,23 @@ class EpisodesData(PlayedData[EpisodesConfig]):
     def read(self, number: int) -> Played:
         """One file. Raises DataError."""
         return whole_episode(self.files[number], self.config)
+
+
+def held_out(names: list[str], share: float) -> list[bool]:
+    """Which are held out, by the hash of their names; one at least, and not all."""
+    held = [stream_seed(0, name) / 2**63 < share for name in names]
+    return [i == 0 for i in range(len(names))] if all(held) or not any(held) else held
+
+
+def files_in(path: str | None, kinds: tuple[str, ...], least: int = 2) -> list[Path]:
+    """Files of some kinds in a directory, in the order of their names. Raises DataError."""
+    found = []
+    if path and Path(path).is_dir():
+        found = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in kinds)
+    if len(found) < least:
+        many = "a file" if least == 1 else f"{least} files or more"
+        raise DataError(f"data.path={path}: name a directory with {many} ({', '.join(kinds)})")
+    return found
 
 
 def episodes_in(path: str | None) -> list[Path]:

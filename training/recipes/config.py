@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import PurePath
 from typing import Any, TypeVar
@@ -39,7 +39,10 @@ def with_decided(model: Model, **decided: Any) -> Model:
     Raises:
         UserError: something else was set.
     """
-    own = {item.name: item.default for item in fields(model)}
+    own = {
+        item.name: item.default if item.default_factory is MISSING else item.default_factory()
+        for item in fields(model)
+    }
     for key, value in decided.items():
         given = getattr(model, key)
         if given not in (own[key], value):

@@ -28,6 +28,7 @@ from torch import Tensor
 from models.worlds.video.config import GenieConfig
 from models.worlds.video.genie import Genie
 from models.worlds.video.noise import even
+from training.data.config_episodes import PlayedConfig
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
@@ -113,9 +114,14 @@ def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_world(config, "genie", getattr(config.model, "patch", 1))
     check_clips(config)
-    model = config.model
+    model, data = config.model, config.data
     assert isinstance(model, GenieConfig)
-    places = (config.data.image_size // model.patch) ** 2  # type: ignore[attr-defined]
+    if model.latent_levels and isinstance(data, PlayedConfig) and data.parts:
+        raise UserError(
+            f"data={data.name}: its actions are too many to be named by latent ones one by one; "
+            "give model.latent_levels=[], which tells the dynamics the true ones"
+        )
+    places = (data.image_size // model.patch) ** 2  # type: ignore[attr-defined]
     if model.steps > places:
         raise UserError(
             f"model.steps={model.steps} must be at most {places}, the patches of a frame: lower "

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from models.worlds.video.graphs import graphed
 from models.worlds.video.outcome import BEFORE, LEVELS, outcome_loss, steps_of
 from models.worlds.video.world import WorldModel
-from training.data.config_episodes import AtariConfig, EpisodesConfig
+from training.data.config_episodes import PlayedConfig
 from training.data.config_worlds import PinfallConfig, Split, Variant
 from training.data.episodes import Played, PlayedData
 from training.data.pinfall import Clips, PinfallData
 from training.distributed import Processes
-from training.envs.pinfall import ACTIONS, State, see
+from training.envs.pinfall import State, see
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.dream_physics import Exam
@@ -47,7 +47,7 @@ from training.recipes.config_video import VideoWorldConfig
 from training.schema import TrainConfig
 from training.seeding import torch_generator
 from training.torch_step import Batch, TorchStep, build_on
-from training.worlds import world_data
+from training.worlds import WORLDS, actions_of, world_data
 
 FRAMEWORK = "torch"
 CHANNELS = 3
@@ -62,14 +62,10 @@ SHOWN, EVERY = 3, 3  # clips that are drawn, and which of their frames
 def fill_shapes(config: TrainConfig) -> Any:
     """The model's configuration with what the data decides."""
     data: Any = config.data
-    if isinstance(data, AtariConfig):
-        from training.data.atari import actions_of
-
-        actions = len(actions_of(data))
-    else:
-        actions = ACTIONS if isinstance(data, PinfallConfig) else data.actions
-    size = data.image_size
-    return with_decided(config.model, channels=CHANNELS, image_size=size, actions=actions)
+    decided = {"channels": CHANNELS, "image_size": data.image_size, "actions": actions_of(data)}
+    if isinstance(data, PlayedConfig):
+        decided["action_parts"] = [part.values for part in data.parts]
+    return with_decided(config.model, **decided)
 
 
 def check_world(config: TrainConfig, name: str, multiple: int) -> None:
@@ -79,8 +75,8 @@ def check_world(config: TrainConfig, name: str, multiple: int) -> None:
         name: of the model.
         multiple: what it wants the height and width of a frame to be a multiple of.
     """
-    kinds = PinfallConfig, EpisodesConfig, AtariConfig
-    check_parts(config, (name,), kinds, "pinfall, episodes or atari")
+    kinds = PinfallConfig, PlayedConfig
+    check_parts(config, (name,), kinds, ", ".join(WORLDS))
     model: Any = config.model
     data: Any = config.data
     recipe = config.recipe

@@ -64,6 +64,8 @@ class DiamondConfig(ModelConfig):
     "Height and width of a frame; null takes the data's."
     actions: int | None = None
     "How many actions there are; null takes the data's."
+    action_parts: list[int] = field(default_factory=list)
+    "Of an action of several parts, how many values each has; the data decides."
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
@@ -152,6 +154,8 @@ class FilmWorldConfig(ModelConfig):
     "Height and width of a frame; null takes the data's."
     actions: int | None = None
     "How many actions there are; null takes the data's."
+    action_parts: list[int] = field(default_factory=list)
+    "Of an action of several parts, how many values each has; the data decides."
 
     def __post_init__(self) -> None:
         for key in ("patch", "context", "steps", "outcome_width"):

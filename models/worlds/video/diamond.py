@@ -34,6 +34,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform
+from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import DiamondConfig
 from models.worlds.video.edm import karras_grid, precondition
 from models.worlds.video.noise import normal
@@ -65,7 +66,7 @@ class Diamond(DrawnWorld):
         super().__init__(config)
         wide, e = config.widths[0], config.condition
         self.frequencies = nn.Buffer(torch.empty(e // 2))
-        self.action = nn.Embedding(self.actions, e // config.context)
+        self.action = ActionTable(self.parts, e // config.context)
         self.condition = nn.Sequential(nn.Linear(e, e), nn.SiLU(), nn.Linear(e, e))
         pixels = self.channels * config.patch**2
         self.enter = nn.Conv2d((config.context + 1) * pixels, wide, 3, padding=1)

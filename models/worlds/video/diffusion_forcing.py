@@ -31,6 +31,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform
+from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import DiffusionForcingConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
 from models.worlds.video.film_world import (
@@ -65,7 +66,7 @@ class DiffusionForcing(FilmWorld):
         self.enter = nn.Linear(pixels, d)
         self.place = nn.Parameter(torch.empty(side * side, d))
         self.level = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
-        self.action = nn.Embedding(self.actions + 1, d)  # the last: none is known
+        self.action = ActionTable(self.parts, d, none=True)  # the last: none is known
         self.transformer = FilmTransformer(config.transformer)
         self.modulation = nn.Linear(d, 2 * d)
         self.leave = nn.Linear(d, pixels)

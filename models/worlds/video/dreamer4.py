@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform
+from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import Dreamer4Config
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
 from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of
@@ -53,7 +54,7 @@ class Dreamer4(FilmWorld):
         self.places, self.numbers = places, numbers
         self.enter = nn.Linear(numbers, d)
         self.place = nn.Parameter(torch.empty(TOLD + places + config.registers, d))
-        self.action = nn.Embedding(self.actions + 1, d)  # the last is no action: the base alone
+        self.action = ActionTable(self.parts, d, none=True)  # the last is no action: the base alone
         self.signal = nn.Embedding(config.most + 1, d // 2)
         self.stride = nn.Embedding(len(powers(config.most)), d - d // 2)
         self.transformer = FilmTransformer(config.transformer, conditioned=False)

@@ -21,6 +21,8 @@ Dimensions: b films, t frames, c channels, s patches of a frame, d width, k numb
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -29,6 +31,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform
+from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import GenieConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
 from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of
@@ -117,13 +120,16 @@ class LatentActions(nn.Module):
 class Dynamics(nn.Module):
     """Codes of frames, some masked, to logits of codes."""
 
-    def __init__(self, places: int, actions: int, config: GenieConfig) -> None:
+    def __init__(self, places: int, parts: Sequence[int], config: GenieConfig) -> None:
         super().__init__()
         d, codes = config.transformer.dim, size_of(config.levels)
-        self.mask, self.none = codes, actions  # the numbers after the last code, and last action
+        self.mask, self.none = (
+            codes,
+            math.prod(parts),
+        )  # the numbers after the last code, and last action
         self.enter = nn.Embedding(codes + 1, d)
         self.place = Places(places, d)
-        self.action = nn.Embedding(actions + 1, d)
+        self.action = ActionTable(parts, d, none=True)
         self.transformer = FilmTransformer(config.transformer, conditioned=False)
         self.leave = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, codes))
 
@@ -152,15 +158,17 @@ class Genie(FilmWorld):
         self.tokenizer = Tokenizer(pixels, places, config)
         self.latents = LatentActions(pixels, places, config) if config.latent_levels else None
         self.told = size_of(config.latent_levels) if config.latent_levels else self.actions
-        self.dynamics = Dynamics(places, self.told, config)
-        # Which of those that the dynamics is told each action of the world is.
-        self.register_buffer("named", torch.zeros(self.actions, dtype=torch.long))
+        parts = [self.told] if self.latents else self.parts
+        self.dynamics = Dynamics(places, parts, config)
+        # Which latent action each action of the world is.
+        count = self.actions if self.latents else 0
+        self.register_buffer("named", torch.zeros(count, dtype=torch.long))
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Random weights; at first all codes are as likely, and nothing is told to change."""
         init_uniform(self, generator)
-        self.named.copy_(torch.arange(self.actions) % self.told)
+        self.named.copy_(torch.arange(len(self.named)) % self.told)
         silent = [self.dynamics.leave[1]] + ([self.latents.leave[1]] if self.latents else [])
         for part in silent:
             for parameter in part.parameters():
@@ -233,4 +241,6 @@ class Genie(FilmWorld):
 
     def latent(self, before: Int64[Tensor, "b t"]) -> Int64[Tensor, "b t"]:
         """What the dynamics is told of actions of the world, of which the last is none."""
+        if self.latents is None:
+            return before
         return F.pad(self.named, (0, 1), value=self.dynamics.none)[before]

@@ -11,7 +11,8 @@ Dimensions: b steps, c channels, h and w height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import DiamondConfig, FilmWorldConfig
 from models.worlds.video.graphs import directly
 from models.worlds.video.unet import Residual, groups_of
@@ -36,9 +38,9 @@ class Outcome(nn.Module):
         size: height and width of a frame, a multiple of 8.
     """
 
-    def __init__(self, channels: int, actions: int, size: int, width: int) -> None:
+    def __init__(self, channels: int, parts: Sequence[int], size: int, width: int) -> None:
         super().__init__()
-        self.action = nn.Embedding(actions, width)
+        self.action = ActionTable(parts, width)
         self.enter = nn.Conv2d((BEFORE + 1) * channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(Residual(width, width, width) for _ in range(LEVELS))
         self.norm = nn.GroupNorm(groups_of(width), width)
@@ -73,7 +75,13 @@ class DrawnWorld(nn.Module):
             raise ValueError("model.channels, model.image_size and model.actions must be known")
         self.config, self.context = config, config.context
         self.channels, self.size, self.actions = config.channels, config.image_size, config.actions
-        self.outcomes = Outcome(self.channels, self.actions, self.size, config.outcome_width)
+        self.parts = config.action_parts or [config.actions]
+        if math.prod(self.parts) != self.actions:
+            raise ValueError(
+                f"model.actions={self.actions} must be the product of "
+                f"model.action_parts={self.parts}"
+            )
+        self.outcomes = Outcome(self.channels, self.parts, self.size, config.outcome_width)
 
     def outcome(
         self,
