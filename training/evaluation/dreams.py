@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -285,7 +286,7 @@ def latency(world: WorldModel, exam: Exam) -> dict[str, float]:
     """Frames per second of one dream alone, and how long an action takes to become a frame.
 
     `over_uncached`, of a world that remembers frames in a cache: how much longer it takes if all
-    that it remembers is computed anew for every frame.
+    that it remembers is computed anew for every frame. `cache_mb`: what the dream is remembered in.
     """
     clips, context = exam.clips, exam.context
     device = exam.frames.device
@@ -303,7 +304,8 @@ def latency(world: WorldModel, exam: Exam) -> dict[str, float]:
             took.append(time.perf_counter() - began)
         return took[WARM:]
 
-    remembered = getattr(getattr(world, "config", None), "transformer", None)
+    config = getattr(world, "config", None)
+    remembered = getattr(config, "transformer", None)
     kept = context
     if remembered is not None:
         kept = max(context, min(remembered.window - 1, exam.frames.shape[1]))
@@ -321,8 +323,19 @@ def latency(world: WorldModel, exam: Exam) -> dict[str, float]:
         "p50_ms": float(half),
         "p95_ms": float(most),
         "p99_ms": float(worst),
+        "cache_mb": bytes_of(cache) / 1e6,
+        "steps": float(getattr(config, "steps", 0)),
     }
     if remembered is not None:
         anew = timed(lambda count: world.step(begun(kept), actions[:, 0])[0])
         found["over_uncached"] = float(np.median(anew) / np.median(took))
     return found
+
+
+def bytes_of(cache: Any) -> int:
+    """Of all tensors in dataclasses and tuples."""
+    if isinstance(cache, Tensor):
+        return cache.numel() * cache.element_size()
+    if is_dataclass(cache):
+        return sum(bytes_of(getattr(cache, part.name)) for part in fields(cache))
+    return sum(map(bytes_of, cache)) if isinstance(cache, tuple | list) else 0

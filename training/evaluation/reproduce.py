@@ -137,6 +137,9 @@ def record_run(
     parameters = {results.get("parameters") for results in outcome.results} - {None}
     if len(parameters) == 1:
         found["parameters"] = parameters.pop()
+    for told in ("latency", "latency_graphed"):
+        if any(told in results for results in outcome.results):
+            found[told] = [results.get(told) for results in outcome.results]
     every = [results.get("metrics", {}) for results in outcome.results]
     names = sorted({key for metrics in every for key in metrics if key.startswith("eval/")})
     found["final"] = {key: [short(metrics.get(key)) for metrics in every] for key in names}

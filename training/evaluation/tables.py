@@ -2,7 +2,8 @@
 
     README.md                        between <!-- generated:papers --> and <!-- /generated -->
     experiments/<paper>/README.md    between <!-- generated:results --> and <!-- /generated -->
-                                     generated:layers and generated:recall, several papers' runs;
+                                     generated:layers, generated:recall and generated:worlds,
+                                     several papers' runs;
                                      generated:memories, a table of one run's memories
     experiments/kernels/README.md    generated:audit, generated:parity, generated:bench, from what
                                      those commands recorded
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
-from training.evaluation import layer_tables, memory_tables
+from training.evaluation import layer_tables, memory_tables, world_tables
 from training.evaluation.claims import ROOT, SCALES, Claim, Direction, PaperClaims, RunSpec
 from training.evaluation.claims_file import load_claims, papers
 from training.evaluation.markdown import table
@@ -73,6 +74,7 @@ def with_layers(file: Path, text: str) -> str:
     experiments = file.parent.parent
     text = with_section(file, text, "layers", lambda: layer_tables.reading_table(experiments))
     text = with_section(file, text, "recall", lambda: layer_tables.recall_table(experiments))
+    text = with_section(file, text, "worlds", lambda: world_tables.world_table(experiments))
     paper = file.parent.name
     return with_section(
         file, text, "memories", lambda: memory_tables.memory_table(experiments, paper, "memories")
