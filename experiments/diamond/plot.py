@@ -5,15 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import Line, dot_chart, final, line_chart, mean_curve
+from training.evaluation.plots import dot_chart
+from training.evaluation.world_charts import BESIDE, curves_chart, splits_chart
 from training.files import write_atomic
 
-ERRORS = {
-    "dream": ("world", "error"),
-    "last frame": ("world", "copy"),
-    "straight on": ("world", "straight"),
-    "read off true frames": ("world", "parser"),
-}
 POLICIES = (  # as training/recipes/dream_agent.py ranks them
     *(f"follows, {noise} % anything" for noise in (0, 25, 50, 75)),
     "agent",
@@ -25,42 +20,15 @@ SHARPNESS = {"dream": ("world", "foreground_psnr"), "without actions": ("blind",
 
 def figures(results: dict[str, Any], directory: Path) -> None:
     """Write <scale>_error, <scale>_sharpness, <scale>_splits and <scale>_ranks .svg."""
-    runs, scale = results["runs"], results["scale"]
-    for name, lines, what in (
-        ("error", ERRORS, "error of the ball, in pixels of 32"),
-        ("sharpness", SHARPNESS, "PSNR where something is shown, dB"),
-    ):
-        curves = [
-            line for label, (run, told) in lines.items() if (line := curve(runs, run, label, told))
-        ]
-        if curves:
-            chart = line_chart(curves, what, "frames ahead")
-            write_atomic(directory / f"{scale}_{name}.svg", chart)
+    curves_chart(results, directory, "error", {"dream": ("world", "error"), **BESIDE})
+    curves_chart(results, directory, "sharpness", SHARPNESS)
+    splits_chart(results, directory)
     groups = {
-        label: values
-        for label, key in (
-            ("as trained", "eval/error/10"),
-            ("other pairs of hue and speed", "eval/pairs/error/10"),
-            ("faster", "eval/speed/error/10"),
-            ("larger", "eval/size/error/10"),
-            ("most alike of the training data", "eval/retrieved/error/10"),
-        )
-        if (values := final(runs, "world", key))
-    }
-    if groups:
-        chart = dot_chart(groups, "error of the ball after ten frames, in pixels of 32")
-        write_atomic(directory / f"{scale}_splits.svg", chart)
-    groups = {
-        f"{policy}, {place}": [seed[place][at] for seed in runs.get("agent", {}).get("series", [])]
+        f"{policy}, {place}": [seed[place][at] for seed in results["runs"]["agent"]["series"]]
         for at, policy in enumerate(POLICIES)
         for place in ("inside", "outside")
+        if "series" in results["runs"].get("agent", {})
     }
-    if all(groups.values()):
+    if groups:
         chart = dot_chart(groups, "reward of forty frames in the dream, and in the simulator")
-        write_atomic(directory / f"{scale}_ranks.svg", chart)
-
-
-def curve(runs: dict[str, Any], run: str, name: str, told: str) -> Line | None:
-    """A series by frames ahead, over the seeds of a run."""
-    seeds = [seed[told] for seed in runs.get(run, {}).get("series", [])]
-    return mean_curve(name, range(1, len(seeds[0]) + 1), seeds) if seeds else None
+        write_atomic(directory / f"{results['scale']}_ranks.svg", chart)

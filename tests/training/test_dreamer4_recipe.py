@@ -216,3 +216,18 @@ def test_a_step_learns_and_dreams_send_nothing_back() -> None:
 def test_what_cannot_be_is_refused(override: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         recipe(override)
+
+
+def test_the_same_weights_are_judged_in_every_number_of_steps() -> None:
+    config = compose([*SMALL_PINFALL["dreamer4"], *SMALL_WORLD, "recipe.splits=[]"])
+    made = dreamer4.build(config, Processes(), torch.device("cpu"))
+    made.step(made.data.batch(0))
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    found = made.evaluate(final=True)
+    own, most = made.model.config.steps, made.model.most
+    for n in (n for n in (1, 2, 4, 8) if n <= most and n != own):
+        assert found[f"eval/steps_{n}/psnr/5"] != found["eval/psnr/5"]
+    assert f"eval/steps_{own}/psnr/5" not in found and made.model.config.steps == own
+    assert found["eval/psnr/5"] == made.evaluate()["eval/psnr/5"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,20 @@ def test_a_world_is_learned_from_them(name: str, tmp_path: Path) -> None:
     told = made.model.action(torch.tensor([one.action for one in choices]))
     assert name == "procgen" or ((told[1:] != told[0]).any(1).all() and rest > 0)
     assert isinstance(made.data, RecordedData) and made.data.content_hash
+
+
+@pytest.mark.parametrize("name", ["diffusion_forcing", "dreamer4"])
+def test_transformers_are_told_actions_of_several_parts(name: str, tmp_path: Path) -> None:
+    write_csgo(tmp_path)
+    small = [o for o in (*SMALL_PINFALL[name], *SMALL_WORLD) if not o.startswith(
+        ("data.worlds", "data.length"))]  # fmt: skip
+    sets = [*small, "data=csgo", f"data.path={tmp_path}", "recipe.splits=[]", "recipe.horizon=5",
+            "data.seq_len=4", "model.context=2", "optim.lr=0.01"]  # fmt: skip
+    recipe = importlib.import_module(f"training.recipes.{name}")
+    made = recipe.build(compose(sets), Processes(), torch.device("cpu"))
+    for step in range(2):
+        made.step(made.data.batch(step))
+    assert math.isfinite(made.evaluate(final=True)["eval/delta_psnr"])
 
 
 def test_latent_actions_are_not_named_one_by_one_where_there_are_billions(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ data.seq_len = context + 1 is one frame at a time, as for Atari; CS:GO had four.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,10 +24,9 @@ from models.worlds.video.diamond import Diamond
 from models.worlds.video.noise import normal
 from training.distributed import Processes
 from training.estimate import Estimate
-from training.evaluation.dreams import forked
 from training.recipes.config_video import DiamondRecipeConfig
+from training.recipes.video_world import FRAMEWORK as FRAMEWORK
 from training.recipes.video_world import (
-    FORKS,
     VideoWorldTraining,
     check_world,
     clips_on_meta,
@@ -33,7 +34,6 @@ from training.recipes.video_world import (
     open_world_data,
     world_estimate,
 )
-from training.recipes.video_world import FRAMEWORK as FRAMEWORK
 from training.schema import TrainConfig
 from training.seeding import stream_seed
 
@@ -49,17 +49,9 @@ class DiamondTraining(VideoWorldTraining):
         seed = stream_seed(self.config.seed, "noise")
         return unrolled(self.model, frames * 2 - 1, actions, rows, seed, self.recipe.context_noise)
 
-    @torch.no_grad()
-    def evaluate(self, final: bool = False) -> dict[str, float]:
-        """And, at a fork, what is drawn in one step: the mean of what may be."""
-        metrics = super().evaluate(final)
-        if final and self.forks:
-            steps, self.model.config.steps = self.model.config.steps, 1
-            with self.whole_model():
-                found = forked(self.model, self.draw, FORKS, self.trainer.device)
-            self.model.config.steps = steps
-            metrics |= {f"eval/one_step/{name}": value for name, value in found.items()}
-        return metrics
+    def variations(self) -> dict[str, dict[str, Any]]:
+        """Drawn in one step."""
+        return {"one_step": {"steps": 1}} if self.model.config.steps > 1 else {}
 
 
 def unrolled(

@@ -12,6 +12,8 @@ where weight is that of min-SNR, fused over the frames before unless `recipe.fad
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,10 +51,17 @@ class DiffusionForcingTraining(VideoWorldTraining):
         eps = normal(seed, rows, (1,), x.shape[1:])
         abar = self.model.abar[level]  # [b, t]
         wide = abar[..., None, None, None]
-        before = F.pad(actions, (1, 0), value=self.model.action.num_embeddings - 1)
+        before = F.pad(actions, (1, 0), value=self.model.actions)
         told, _ = self.model(noised(x, eps, wide), level, before)
         error = (told - velocity(x, eps, wide)).float().square().mean((2, 3, 4))
         return (snr_weight(abar, self.recipe.snr_clip, self.recipe.fade) * error).mean()
+
+    def variations(self) -> dict[str, dict[str, Any]]:
+        """In one and in two steps; and, if the past is told as a little noisy, told as clean."""
+        found: dict[str, dict[str, Any]] = {
+            f"steps_{n}": {"steps": n} for n in (1, 2) if n < self.model.config.steps
+        }
+        return found | ({"clean_past": {"stabilise": 0}} if self.model.config.stabilise else {})
 
 
 def check(config: TrainConfig) -> None:

@@ -15,6 +15,8 @@ learned. What differs: errors are not divided by their running root mean square.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +24,7 @@ from torch import Tensor
 from models.worlds.video.config import Dreamer4Config
 from models.worlds.video.dreamer4 import Dreamer4
 from models.worlds.video.noise import even, normal
-from models.worlds.video.shortcut import draw_levels, shortcut_loss
+from models.worlds.video.shortcut import draw_levels, powers, shortcut_loss
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
@@ -79,6 +81,11 @@ class Dreamer4Training(VideoWorldTraining):
             flow, jump = shortcut_loss(tell, eps[part], x[part], tau, d, most)
             total = total + own * (flow + jump).mean(1).sum()
         return total / len(x)
+
+    def variations(self) -> dict[str, dict[str, Any]]:
+        """In every other number of steps."""
+        own = self.model.config.steps
+        return {f"steps_{n}": {"steps": n} for n in powers(self.model.most) if n != own}
 
     @property
     def preparing(self) -> bool:

@@ -32,7 +32,6 @@ from training.pretrained import locate
 from training.recipes.config_video import SelfForcingRecipeConfig
 from training.recipes.video_world import FRAMEWORK as FRAMEWORK
 from training.recipes.video_world import (
-    OTHER,
     VideoWorldTraining,
     check_clips,
     check_world,
@@ -91,9 +90,7 @@ class SelfForcingTraining(VideoWorldTraining):
             with self.whole_model():
                 for name, steps in (("teacher_few", few), ("teacher", self.recipe.teacher_steps)):
                     teacher.config = replace(self.model.config, steps=steps, fresh=False)
-                    found, _, _ = self.ask(teacher, exam, steering=False)
-                    metrics |= {f"eval/{name}/{k}": v for k, v in found.items()
-                                if k.startswith((*OTHER, "psnr/"))}  # fmt: skip
+                    metrics |= {f"eval/{name}/{k}": v for k, v in self.told(teacher, exam).items()}
         return metrics
 
     def left(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:

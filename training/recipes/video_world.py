@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,16 @@ def world_estimate(config: TrainConfig, model: Any, loss: Callable[[], Tensor]) 
     data: Any = config.data
     frames = data.batch_size * data.seq_len
     return torch_estimate(model, whole, len(x), config, frames, VideoWorldTraining.unit)
+
+
+@contextmanager
+def changed(model: Any, changes: dict[str, Any]) -> Iterator[None]:
+    """Inside, the model has another configuration."""
+    before, model.config = model.config, replace(model.config, **changes)
+    try:
+        yield
+    finally:
+        model.config = before
 
 
 class Blind:
@@ -301,6 +312,19 @@ class VideoWorldTraining:
             return judge(world, exam, steering)
         return compare(world, exam, self.model.config.actions)
 
+    def variations(self) -> dict[str, dict[str, Any]]:
+        """By name, what is changed in the model's configuration: dreams of the same weights that
+        are judged too, at the end."""
+        return {}
+
+    def told(self, world: WorldModel, exam: Exam) -> dict[str, float]:
+        """What is told of dreams that stand beside those that are asked for."""
+        found, _, _ = self.ask(world, exam, steering=False)
+        found = {k: v for k, v in found.items() if k.startswith((*OTHER, "psnr/"))}
+        if self.forks:
+            found |= forked(world, self.draw, FORKS, self.trainer.device)
+        return found
+
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Errors of dreams; those on other balls, retrieval and latency too, if `final`."""
@@ -320,6 +344,9 @@ class VideoWorldTraining:
                 found |= self.misled()
                 if self.forks:
                     found |= forked(world, self.draw, FORKS, self.trainer.device)
+                for name, changes in self.variations().items():
+                    with changed(self.model, changes):
+                        found |= {f"{name}/{k}": v for k, v in self.told(world, exam).items()}
         if final and self.simulated:
             known = self.watch(self.data.bank(BANK, exam.frames.shape[1]))
             other, _, _ = judge(Retrieval(known, exam.context), exam, steering=False)
