@@ -12,7 +12,6 @@ from training.data.config_worlds import PinfallConfig, Split, Variant
 from training.data.pinfall import Clips, PinfallData, windows
 from training.envs import pinfall
 from training.envs.pinfall import (
-    HANG,
     PLATE,
     PLATE_HALF,
     SIZE,
@@ -87,9 +86,10 @@ def test_the_paddle_moves_by_its_stride_and_stops_at_the_frame() -> None:
 
 
 def test_before_a_fork_nothing_says_where_the_ball_will_go() -> None:
-    state = begun(Variant.fork, 512)
+    hang = 6
+    state = serve(np.random.default_rng(FRESH), 512, Variant.fork, Split.shown, hang)
     parts = {name: getattr(state, name) for name in ("x", "radius", "hue")}
-    for _ in range(HANG - 1):
+    for _ in range(hang - 1):
         state = step(state, torch.ones(512, dtype=torch.long), Variant.fork).state
         assert torch.equal(state.x, parts["x"])
     left = state.v[:, 0, 0] < 0
@@ -231,8 +231,9 @@ def test_whoever_tosses_a_coin_at_the_fork_is_told_from_who_does_not() -> None:
     def draw(state: State) -> torch.Tensor:
         return see(state._asdict(), Variant.fork, 32).float()
 
-    state = serve(np.random.default_rng(0), 200, Variant.fork, Split.shown)
-    for _ in range(HANG - 1):
+    hang = 5
+    state = serve(np.random.default_rng(0), 200, Variant.fork, Split.shown, hang)
+    for _ in range(hang - 1):
         state = step(state, torch.ones(200, dtype=torch.long), Variant.fork).state
     one_way = state.v.clone()
     one_way[..., 0] = one_way[..., 0].abs()
@@ -241,13 +242,17 @@ def test_whoever_tosses_a_coin_at_the_fork_is_told_from_who_does_not() -> None:
     class Both(Simulator):
         """Half of the one and half of the other, as the least square would have it."""
 
+        def init_cache(self, frames, actions, episodes, seed=0):
+            assert torch.equal(frames[:, 0], frames[:, -1]) and frames.shape[1] == hang
+            return super().init_cache(frames, actions, episodes, seed)
+
         def step(self, cache, action):
             frame, cache = super().step(cache, action)
             return (frame + frame.flip(-1)) / 2, cache
 
     cpu = torch.device("cpu")
     found = {
-        name: forked(kind(state._replace(v=v), Variant.fork, 32, HANG), draw, 200, cpu)
+        name: forked(kind(state._replace(v=v), Variant.fork, 32, hang), draw, 200, cpu, hang)
         for name, v, kind in (
             ("true", state.v, Simulator), ("right", one_way, Simulator), ("down", down, Simulator),
             ("both", state.v, Both),

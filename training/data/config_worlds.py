@@ -396,6 +396,8 @@ class PinfallConfig(DataConfig):
     "Which data: the stem of its file."
     variant: Variant = Variant.paddle
     "uniform, collide, gravity, occlude, paddle or fork."
+    hang: int = 4
+    "Frames that a ball hangs for, before a fork."
     image_size: int = 32
     "Height and width of a frame, in pixels."
     oracles: float = 0.5
@@ -413,7 +415,7 @@ class PinfallConfig(DataConfig):
 
     def __post_init__(self) -> None:
         at_least(self, "data", 16, "image_size")
-        at_least(self, "data", 1, "worlds", "batch_size")
+        at_least(self, "data", 1, "worlds", "batch_size", "hang")
         at_least(self, "data", 2, "seq_len")
         within(self, "data", 0.0, 1.0, "oracles", "noise")
         require(

@@ -136,7 +136,7 @@ def play(
 ) -> Clips:
     """`count` worlds side by side. One whose ball was lost is served again after that frame."""
     variant = config.variant
-    state = serve(rng, count, variant, split)
+    state = serve(rng, count, variant, split, config.hang)
     knows = torch.from_numpy(rng.random(count) < config.oracles)
     change = np.where(knows.numpy(), config.noise, CHANGE)
     action = torch.from_numpy(rng.integers(ACTIONS, size=count))

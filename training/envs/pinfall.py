@@ -9,7 +9,7 @@ to the right, y down. Six variants:
     gravity    one that falls
     occlude    one, and a grey screen that it passes behind
     paddle     one, over a paddle that an action moves: 0 left, 1 stay, 2 right
-    fork       the same, but that the ball hangs for `HANG` frames and then leaves for the left or
+    fork       the same, but that the ball hangs for a few frames and then leaves for the left or
                the right: nothing that is seen says for which
 
 A ball that the paddle hits is worth 1. One that falls past it is worth -1 and ends the episode: no
@@ -38,7 +38,6 @@ STRIDE = 1.5  # by which an action moves it
 ACTIONS = 3  # left, stay, right
 SCREEN = (12.0, 8.0, 20.0, 24.0)  # of `occlude`: left, top, right, bottom
 SCREEN_GREY = 0.5
-HANG = 4  # frames before a fork
 GRAVITY = 0.04
 HUES = torch.tensor(
     [[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], dtype=torch.float64
@@ -113,8 +112,12 @@ def step(state: State, action: Int64[Tensor, " n"], variant: Variant) -> Stepped
     return Stepped(after, reward, lost)
 
 
-def serve(rng: np.random.Generator, n: int, variant: Variant, split: Split) -> State:
-    """`n` beginnings, drawn by `rng`."""
+def serve(rng: np.random.Generator, n: int, variant: Variant, split: Split, hang: int = 4) -> State:
+    """`n` beginnings, drawn by `rng`.
+
+    Args:
+        hang: frames that a ball hangs for, before a fork.
+    """
     k = BALLS.get(variant, 1)
     radius = rng.uniform(*(LARGE if split == Split.size else RADII), (n, k))
     if variant == Variant.collide:
@@ -125,14 +128,14 @@ def serve(rng: np.random.Generator, n: int, variant: Variant, split: Split) -> S
     turn = rng.uniform(0.1, 0.9, (n, k)) * np.pi  # never level
     turn *= rng.choice([-1.0, 1.0], (n, k))
     v = pace[..., None] * np.stack([np.cos(turn), np.sin(turn)], axis=-1)
-    hang = np.zeros(n, np.int64)
+    left = np.zeros(n, np.int64)
     if variant == Variant.fork:
         x[:] = SIZE / 2, 6.0
         way = rng.choice([-1.0, 1.0], n)
         v[:, 0] = pace * np.stack([0.6 * way, np.full(n, 0.8)], axis=-1)
-        hang[:] = HANG - 1
+        left[:] = hang - 1
     plate = rng.uniform(PLATE_HALF, SIZE - PLATE_HALF, n)
-    arrays = x, v, radius, hue, plate, hang, np.zeros((n, k), bool)
+    arrays = x, v, radius, hue, plate, left, np.zeros((n, k), bool)
     return State(*(torch.from_numpy(a) for a in arrays))
 
 

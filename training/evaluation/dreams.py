@@ -236,20 +236,25 @@ def steered(world: WorldModel, exam: Exam, read: Parsed, true: Parsed) -> dict[s
 
 
 def forked(
-    world: WorldModel, draw: Callable[[State], Tensor], count: int, device: torch.device
+    world: WorldModel,
+    draw: Callable[[State], Tensor],
+    count: int,
+    device: torch.device,
+    hang: int,
 ) -> dict[str, float]:
     """Which way a ball goes that hung still, when it may go either; the same noise every time.
 
     Args:
         draw: a state -> its frames [n, 3, s, s].
+        hang: frames that it hung for, all of which are seen.
     """
-    state = serve(np.random.default_rng(0), count, Variant.fork, Split.shown)
+    state = serve(np.random.default_rng(0), count, Variant.fork, Split.shown, hang)
     frames, stay = [draw(state)], torch.ones(count, dtype=torch.long)
-    for _ in range(world.context - 1):
+    for _ in range(hang - 1):
         state = step(state, stay, Variant.fork).state
         frames.append(draw(state))
     seen = torch.stack(frames, dim=1).to(device)
-    actions = torch.ones(count, world.context - 1 + FLOWN, dtype=torch.long, device=device)
+    actions = torch.ones(count, hang - 1 + FLOWN, dtype=torch.long, device=device)
     read = parse(dream(world, seen, actions)[:, -1:], state.hue.to(device))
     x, kept = read.ball[:, 0, 0, 0] - SIZE / 2, parse(seen[:, -1:], state.hue.to(device)).area
     whole = (read.area / kept)[:, 0, 0]

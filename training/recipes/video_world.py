@@ -92,6 +92,13 @@ def check_world(config: TrainConfig, name: str, multiple: int) -> None:
             f"model.context={model.context}: rewards are told from {BEFORE} frames before a step, "
             "give as many or more"
         )
+    forks = isinstance(data, PinfallConfig) and data.variant == Variant.fork
+    if forks and data.hang < model.context:
+        raise UserError(
+            f"data.hang={data.hang}: with data.variant=fork a ball must hang for as long as a "
+            f"dream is shown, or it has left before; give data.hang={model.context}, "
+            "model.context or more"
+        )
     if data.seq_len <= max(BEFORE, model.context):
         raise UserError(
             f"data.seq_len={data.seq_len} must be above model.context={model.context}: a clip has "
@@ -312,6 +319,9 @@ class VideoWorldTraining:
             return judge(world, exam, steering)
         return compare(world, exam, self.model.config.actions)
 
+    def fork(self, world: WorldModel) -> dict[str, float]:
+        return forked(world, self.draw, FORKS, self.trainer.device, self.data.config.hang)
+
     def variations(self) -> dict[str, dict[str, Any]]:
         """By name, what is changed in the model's configuration: dreams of the same weights that
         are judged too, at the end."""
@@ -322,7 +332,7 @@ class VideoWorldTraining:
         found, _, _ = self.ask(world, exam, steering=False)
         found = {k: v for k, v in found.items() if k.startswith((*OTHER, "psnr/"))}
         if self.forks:
-            found |= forked(world, self.draw, FORKS, self.trainer.device)
+            found |= self.fork(world)
         return found
 
     @torch.no_grad()
@@ -343,7 +353,7 @@ class VideoWorldTraining:
                         self.found["latency_graphed"] = latency(world, exam)
                 found |= self.misled()
                 if self.forks:
-                    found |= forked(world, self.draw, FORKS, self.trainer.device)
+                    found |= self.fork(world)
                 for name, changes in self.variations().items():
                     with changed(self.model, changes):
                         found |= {f"{name}/{k}": v for k, v in self.told(world, exam).items()}
