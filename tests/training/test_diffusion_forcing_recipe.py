@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.worlds.video.schedules import LEVELS, noised, snr_weight, velocity
+from models.worlds.video.schedules import (
+    LEVELS,
+    noised,
+    snr_weight,
+    told_apart,
+    velocity,
+    velocity_of,
+)
 from tests.helpers import SMALL_PINFALL, SMALL_WORLD
 from training.config import compose
 from training.distributed import Processes
@@ -92,3 +99,26 @@ def test_a_step_learns_and_dreams_send_nothing_back() -> None:
 def test_what_cannot_be_is_refused(overrides: list[str], says: str) -> None:
     with pytest.raises(UserError, match=says):
         recipe(*overrides)
+
+
+def test_a_network_that_tells_clean_frames_has_the_velocity_that_goes_with_them() -> None:
+    made = recipe("model.objective=x")
+    model, told = made.model.eval(), recipe().model.eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    told.load_state_dict(model.state_dict())
+    x = torch.randn(2, 4, 3, 16, 16)
+    level = torch.tensor([[0, 14, 500, 999]]).expand(2, 4)
+    before = torch.zeros(2, 4, dtype=torch.long)
+    with torch.no_grad():
+        clean, (v, _) = told(x, level, before)[0], model(x, level, before)
+    abar = model.abar[level][..., None, None, None]
+    torch.testing.assert_close(told_apart(x, v, abar)[0], clean, atol=1e-4, rtol=1e-4)
+    assert (model(x, torch.full_like(level, -1), before)[0] == 0).all(), "what is clean has no v"
+    batch = made.trainer.to_device(made.data.batch(0))
+    seen = made.see(batch)
+    made.model.forward = lambda x_k, level, before, cache=None: (
+        velocity_of(x_k, seen * 2 - 1, model.abar[level][..., None, None, None]), None
+    )  # fmt: skip
+    assert made.loss(seen, batch["actions"], torch.arange(len(seen))) < 1e-4

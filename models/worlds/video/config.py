@@ -17,6 +17,13 @@ class Schedule(StrEnum):
     linear = "linear"
 
 
+class Objective(StrEnum):
+    """What a network tells of a noisy frame; the loss is that of v in either case."""
+
+    v = "v"
+    x = "x"
+
+
 HEAD = 8  # width of a head of attention
 
 
@@ -176,6 +183,8 @@ class DiffusionForcingConfig(FilmWorldConfig):
     "Which model: the stem of its file."
     schedule: Schedule = Schedule.cosine
     "cosine, sigmoid or linear."
+    objective: Objective = Objective.v
+    "v, or the clean frame: v has all of the noise in it, which must fit through transformer.dim."
     stabilise: int = 15
     "Noise level, from 1 on, that frames of the past are told as; 0 tells them as clean."
     fade_context: bool = True

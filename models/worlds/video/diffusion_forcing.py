@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform
 from models.worlds.video.actions import ActionTable
-from models.worlds.video.config import DiffusionForcingConfig
+from models.worlds.video.config import DiffusionForcingConfig, Objective
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
 from models.worlds.video.film_world import (
     DRAWN,
@@ -48,6 +48,7 @@ from models.worlds.video.schedules import (
     noised,
     signal,
     told_apart,
+    velocity_of,
     with_clean,
 )
 
@@ -63,6 +64,8 @@ class DiffusionForcing(FilmWorld):
         super().__init__(config)
         d, side = config.transformer.dim, self.size // config.patch
         pixels = self.channels * config.patch**2
+        # Of levels 0 .. LEVELS - 1, and of -1.
+        self.abar = nn.Buffer(with_clean(signal(config.schedule)).float())
         self.enter = nn.Linear(pixels, d)
         self.place = nn.Parameter(torch.empty(side * side, d))
         self.level = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
@@ -78,15 +81,11 @@ class DiffusionForcing(FilmWorld):
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Random weights; every block does nothing at first, and v is 0."""
         init_uniform(self, generator)
+        self.abar.copy_(with_clean(signal(self.config.schedule)))
         self.transformer.silence()
         for part in (self.modulation, self.leave):
             for parameter in part.parameters():
                 parameter.zero_()
-
-    @property
-    def abar(self) -> Float[Tensor, " k1"]:
-        """Of levels 0 .. LEVELS - 1, and of -1."""
-        return with_clean(signal(self.config.schedule)).to(self.place)
 
     def forward(
         self,
@@ -106,7 +105,10 @@ class DiffusionForcing(FilmWorld):
         tokens, kept = self.transformer(tokens, c, cache)
         scale, shift = self.modulation(F.silu(c))[:, :, None].chunk(2, dim=-1)
         tokens = self.leave(F.rms_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift)
-        return pictures_of(tokens, p), kept
+        told = pictures_of(tokens, p)
+        if config.objective == Objective.v:
+            return told, kept
+        return velocity_of(x, told, self.abar[level][..., None, None, None]), kept
 
     def show(
         self,

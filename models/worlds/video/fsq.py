@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from operator import mul
 
@@ -28,7 +29,7 @@ EPS = 1e-3  # so much beyond the outer levels: they are reached before z is infi
 
 def quantise(z: Float[Tensor, "... k"], levels: Sequence[int]) -> Float[Tensor, "... k"]:
     """Codes in [-1, 1]; a gradient flows as if nothing had been rounded."""
-    of = torch.tensor(levels, device=z.device)
+    of, _ = spans(levels, z.device)
     half = (of - 1) * (1 + EPS) / 2
     offset = torch.where(of % 2 == 0, 0.5, 0.0)
     bounded = half * torch.tanh(z + (offset / half).atanh()) - offset
@@ -51,6 +52,12 @@ def code_of(index: Int64[Tensor, " ..."], levels: Sequence[int]) -> Float[Tensor
 
 def spans(levels: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Levels [k], and how many codes lie between two of each [k]."""
+    return known_spans(tuple(levels), device)
+
+
+@lru_cache(32)
+def known_spans(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made once, as what is copied to a GPU cannot be part of a CUDA graph."""
     basis = accumulate(levels[:-1], mul, initial=1)
     return torch.tensor(levels, device=device), torch.tensor(list(basis), device=device)
 

@@ -59,6 +59,12 @@ def velocity(x: Tensor, eps: Tensor, abar: Tensor) -> Tensor:
     return abar.sqrt() * eps - (1 - abar).sqrt() * x
 
 
+def velocity_of(x_k: Tensor, x: Tensor, abar: Tensor) -> Tensor:
+    """The v that makes x of x_k; 0 where there is no noise."""
+    left = (1 - abar).sqrt()
+    return torch.where(left > 0, (abar.sqrt() * x_k - x) / left.clamp(min=1e-6), 0.0)
+
+
 def told_apart(x_k: Tensor, v: Tensor, abar: Tensor) -> tuple[Tensor, Tensor]:
     """x and eps that x_k and v are made of."""
     x = abar.sqrt() * x_k - (1 - abar).sqrt() * v
