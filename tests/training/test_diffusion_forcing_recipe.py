@@ -52,6 +52,22 @@ def test_frames_are_noised_each_by_itself_and_told_the_action_before_them() -> N
     assert (given["before"][:, 0] == 3).all(), "what was done before the first is not known"
 
 
+def test_a_share_of_frames_may_be_as_clean_as_the_past_is_in_dreams() -> None:
+    seen = {}
+
+    def nothing(x_k, level, before, cache=None):
+        seen["level"] = level
+        return torch.zeros_like(x_k), None
+
+    for stabilise, past in ((15, 14), (0, 0)):
+        made = recipe("recipe.clean=0.7", f"model.stabilise={stabilise}")
+        made.model.forward = nothing
+        made.loss(torch.rand(200, 6, 3, 16, 16), torch.zeros(200, 5).long(), torch.arange(200))
+        clean = seen["level"] == past
+        assert abs(clean.double().mean() - 0.7) < 0.06
+        assert abs(seen["level"][~clean].double().mean() / LEVELS - 0.5) < 0.08
+
+
 def test_errors_are_weighed_by_the_signal_of_a_frame_and_of_those_before() -> None:
     made = recipe("data.batch_size=16", "recipe.fade=0.9")
     frames, actions = torch.rand(16, 6, 3, 16, 16), torch.zeros(16, 5, dtype=torch.long)

@@ -49,12 +49,15 @@ class DiffusionForcingRecipeConfig(VideoWorldConfig):
     "Which recipe: the stem of its file."
     snr_clip: float = 5.0
     "Signal over noise from which on a level counts no less."
+    clean: float = 0.0
+    "Share of the frames that are as noisy as those of the past in dreams (Diffusion Forcing: 0)."
     fade: float | None = 0.96
     "How much of the signal of the frames before counts for a frame; null: none of it."
 
     def __post_init__(self) -> None:
         super().__post_init__()
         above(self, "recipe", 0, "snr_clip")
+        within(self, "recipe", 0.0, 0.99, "clean")
         if self.fade is not None:
             within(self, "recipe", 0.0, 1.0, "fade")
 

@@ -7,7 +7,9 @@ Diffusion Forcing (2024, arXiv:2407.01392). One step, with clips of T frames:
     loss   = mean over t of weight_t (v_t - v_t of x, eps, k)^2
 
 where weight is that of min-SNR, fused over the frames before unless `recipe.fade` is null
-(models/worlds/video/schedules.py).
+(models/worlds/video/schedules.py). A past of uniform levels is hardly ever as clean as it is in
+dreams: with `recipe.clean`, a share of the frames is as noisy as those of the past are there, and
+no noisier.
 """
 
 from __future__ import annotations
@@ -47,7 +49,10 @@ class DiffusionForcingTraining(VideoWorldTraining):
 
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
         seed, x = stream_seed(self.config.seed, "noise"), frames * 2 - 1
-        level = (even(seed, rows, (0,), x.shape[1:2]) * LEVELS).long().clamp(max=LEVELS - 1)
+        which, share = even(seed, rows, (0,), (2, x.shape[1])).unbind(1)
+        level = (share * LEVELS).long().clamp(max=LEVELS - 1)
+        past = max(self.model.config.stabilise - 1, 0)
+        level = torch.where(which < self.recipe.clean, past, level)
         eps = normal(seed, rows, (1,), x.shape[1:])
         abar = self.model.abar[level]  # [b, t]
         wide = abar[..., None, None, None]
