@@ -1,6 +1,7 @@
 """The table of worlds side by side, from the results of the papers that they belong to.
 
-All learned the same world. Time is that of runs which nothing else was at work beside (`speed`), at batch 1.
+All learned the same world. Time is that of runs which nothing else was at work beside (`speed`), at
+batch 1.
 """
 
 from __future__ import annotations
