@@ -181,10 +181,12 @@ class RecordedWorld(OpenWorld):
     data: PlayedData[Any]
 
     def start(self, number: int, device: torch.device) -> Start:
-        held = self.data.heldout(BEGINNINGS, self.model.context)
-        row = slice(number % len(held.frames), number % len(held.frames) + 1)
-        frames = torch.from_numpy(held.frames[row]).to(device).movedim(-1, -3).float() / 255
-        return Start(frames, torch.from_numpy(held.actions[row]).to(device), None)
+        every = self.data.windows(self.model.context, held=True)
+        apart = max(len(every) // BEGINNINGS, 1)
+        row = number * apart % len(every)
+        begun = self.data.gather(every[row : row + 1], self.model.context)
+        frames = torch.from_numpy(begun.frames).to(device).movedim(-1, -3).float() / 255
+        return Start(frames, torch.from_numpy(begun.actions).to(device), None)
 
 
 def open_model(directory: str | Path, device: torch.device | str = "cpu") -> Any:
