@@ -29,7 +29,8 @@ class PlayedConfig(DataConfig):
     "Share of the episodes that is held out; one at least."
     batch_size: int = 32
     "Windows per optimiser step, over all processes."
-    parts: ClassVar[tuple[Part, ...]] = ()  # of an action, if it has several
+    parts: ClassVar[tuple[Part, ...]] = ()
+    "The parts of an action, if it has several."
 
     def __post_init__(self) -> None:
         at_least(self, "data", 1, "batch_size")
@@ -87,6 +88,7 @@ class ProcgenConfig(PlayedConfig):
     path: str | None = None
     "Directory of .parquet files (training/data/procgen.py)."
     actions: ClassVar[int] = 15
+    "Kinds of action; every game has the same."
 
 
 KEYS = "forward", "left", "back", "right", "jump", "crouch", "walk", "1", "2", "3", "reload"
@@ -105,6 +107,7 @@ class CsgoConfig(PlayedConfig):
         Part("turn", 23, 11),
         Part("look", 15, 7),
     )
+    "Keys and buttons, and how far the mouse went."
 
 
 BUTTONS = (
@@ -126,3 +129,4 @@ class VptConfig(PlayedConfig):
         Part("turn", 11, 5),
         Part("look", 11, 5),
     )
+    "Keys and buttons, and how far the mouse went."
