@@ -111,14 +111,14 @@ def test_dreams_send_nothing_back_are_alike_each_time_and_are_drawn(tmp_path: Pa
 
 
 def test_a_fork_is_judged_in_all_steps_and_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_world, "FORKS", 4)
+    monkeypatch.setattr(video_world, "FORKS", 2)
     made = recipe("data.variant=fork", "recipe.splits=[]")
     asked = []
     denoise = made.model.denoise
     made.model.denoise = lambda *given: (asked.append(len(given[0])), denoise(*given))[1]
     metrics = made.evaluate(final=True)
-    assert {"eval/fork/decided", "eval/one_step/fork/decided"} <= metrics.keys()
-    assert asked.count(4) == 6 * 2 + 6, "two steps for each of six frames, then one"
+    assert {"eval/fork/alike", "eval/one_step/fork/decided"} <= metrics.keys()
+    assert asked.count(16) == 6 * 2 + 6, "two steps for each of six frames, then one"
     assert made.model.config.steps == 2
 
 

@@ -23,7 +23,7 @@ from training.envs.pinfall import (
     step,
 )
 from training.evaluation.dream_physics import Exam, half_life
-from training.evaluation.dreams import forked, judge
+from training.evaluation.dreams import AGAIN, forked, judge
 from training.evaluation.pinfall import first_turn, parse, ssim
 from training.evaluation.stub_worlds import (
     ConstantVelocity,
@@ -231,10 +231,14 @@ def test_whoever_tosses_a_coin_at_the_fork_is_told_from_who_does_not() -> None:
     def draw(state: State) -> torch.Tensor:
         return see(state._asdict(), Variant.fork, 32).float()
 
-    hang = 5
-    state = serve(np.random.default_rng(0), 200, Variant.fork, Split.shown, hang)
+    hang, count = 5, 100
+    state = serve(np.random.default_rng(0), count, Variant.fork, Split.shown, hang)
     for _ in range(hang - 1):
-        state = step(state, torch.ones(200, dtype=torch.long), Variant.fork).state
+        state = step(state, torch.ones(count, dtype=torch.long), Variant.fork).state
+    state = State(*(part.repeat_interleave(AGAIN, dim=0) for part in state))
+    tossed = torch.rand(len(state.v), 1, generator=torch.Generator().manual_seed(0)) < 0.5
+    either = state.v.clone()
+    either[..., 0] *= torch.where(tossed, -1, 1)
     one_way = state.v.clone()
     one_way[..., 0] = one_way[..., 0].abs()
     down = state.v * torch.tensor([0.0, 1.0])
@@ -252,13 +256,16 @@ def test_whoever_tosses_a_coin_at_the_fork_is_told_from_who_does_not() -> None:
 
     cpu = torch.device("cpu")
     found = {
-        name: forked(kind(state._replace(v=v), Variant.fork, 32, hang), draw, 200, cpu, hang)
+        name: forked(kind(state._replace(v=v), Variant.fork, 32, hang), draw, count, cpu, hang)
         for name, v, kind in (
-            ("true", state.v, Simulator), ("right", one_way, Simulator), ("down", down, Simulator),
-            ("both", state.v, Both),
+            ("true", either, Simulator), ("fixed", state.v, Simulator),
+            ("right", one_way, Simulator), ("down", down, Simulator), ("both", either, Both),
         )
     }  # fmt: skip
     assert found["true"]["fork/decided"] == 1 and found["true"]["fork/uneven"] < 0.1
+    assert found["true"]["fork/alike"] == pytest.approx(0.5, abs=0.05)
+    assert found["fixed"]["fork/uneven"] < 0.2, "by chance of the beginnings, even"
+    assert found["fixed"]["fork/alike"] == found["right"]["fork/alike"] == 1
     assert found["right"]["fork/left"] == 0 and found["right"]["fork/uneven"] == 0.5
     assert found["down"]["fork/decided"] == found["both"]["fork/decided"] == 0
 

@@ -56,6 +56,7 @@ from training.evaluation.pinfall import (
 HORIZONS, FAR = (1, 5, 10, 20, 30), (5, 10, 20)
 APART = 8  # frames of the same action, for what an action changes
 FLOWN, ASIDE = 6, 2.0  # frames after a fork, and how far from the middle a ball is then
+AGAIN = 8  # dreams of each beginning
 CHUNK = 64  # dreams at once
 TIMED, WARM = 40, 5  # frames whose latency is taken, and those before them
 
@@ -244,24 +245,33 @@ def forked(
 ) -> dict[str, float]:
     """Which way a ball goes that hung still, when it may go either; the same noise every time.
 
+    Each beginning is dreamed `AGAIN` times. One that tells a mean may go to either side too, by
+    what the beginning happens to be, but then always to the same (`alike`: the share of the pairs
+    of dreams of a beginning that go the same way).
+
     Args:
         draw: a state -> its frames [n, 3, s, s].
-        hang: frames that it hung for, all of which are seen.
+        count: of beginnings.
+        hang: frames that the ball hung for, all of which are seen.
     """
     state = serve(np.random.default_rng(0), count, Variant.fork, Split.shown, hang)
     frames, stay = [draw(state)], torch.ones(count, dtype=torch.long)
     for _ in range(hang - 1):
         state = step(state, stay, Variant.fork).state
         frames.append(draw(state))
-    seen = torch.stack(frames, dim=1).to(device)
-    actions = torch.ones(count, hang - 1 + FLOWN, dtype=torch.long, device=device)
-    read = parse(dream(world, seen, actions)[:, -1:], state.hue.to(device))
-    x, kept = read.ball[:, 0, 0, 0] - SIZE / 2, parse(seen[:, -1:], state.hue.to(device)).area
+    seen = torch.stack(frames, dim=1).to(device).repeat_interleave(AGAIN, dim=0)
+    hue = state.hue.to(device).repeat_interleave(AGAIN, dim=0)
+    actions = torch.ones(len(seen), hang - 1 + FLOWN, dtype=torch.long, device=device)
+    read = parse(dream(world, seen, actions)[:, -1:], hue)
+    x, kept = read.ball[:, 0, 0, 0] - SIZE / 2, parse(seen[:, -1:], hue).area
     whole = (read.area / kept)[:, 0, 0]
     went = (x.abs() > ASIDE) & (whole >= ALIVE[0]) & (whole <= ALIVE[1])
-    left = (x[went] < 0).float().mean().item() if went.any() else 1.0
+    sides = torch.stack([went & (x < 0), went & (x > 0)]).unflatten(1, (count, AGAIN)).sum(2)
+    both, all_of = (n * (n - 1) for n in (sides, sides.sum(0)))  # twice the pairs
+    left = (sides[0].sum() / sides.sum()).item() if went.any() else 1.0
+    alike = (both.sum() / all_of.sum()).item() if all_of.any() else 1.0
     return {"fork/decided": went.float().mean().item(), "fork/left": left,
-            "fork/uneven": abs(left - 0.5)}  # fmt: skip
+            "fork/uneven": abs(left - 0.5), "fork/alike": alike}  # fmt: skip
 
 
 def outcomes(world: WorldModel, exam: Exam) -> dict[str, float]:
