@@ -10,11 +10,14 @@ import torch
 
 from models.worlds.video.config import (
     DiffusionForcingConfig,
+    Dreamer4Config,
     FilmTransformerConfig,
+    MaskedTokenizerConfig,
     Schedule,
 )
 from models.worlds.video.diffusion_forcing import DiffusionForcing
 from models.worlds.video.film_transformer import FilmTransformer, TimeAttention, rotate
+from models.worlds.video.film_world import patches_of, pictures_of, widened
 from models.worlds.video.noise import normal
 from models.worlds.video.schedules import (
     LEVELS,
@@ -226,10 +229,11 @@ def clip(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     return seen, torch.randint(3, (2, frames - 1), generator=generator)
 
 
+@pytest.mark.parametrize("margin", [0, 1])
 @torch.no_grad()
-def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again() -> None:
+def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again(margin: int) -> None:
     """Ten frames, of which the window forgets most: each step over everything, in one band."""
-    model, (frames, actions) = forcing(), clip(4)
+    model, (frames, actions) = forcing(margin=margin), clip(4)
     episodes, label = torch.tensor([3, 8]), model.config.stabilise - 1
     cache = model.init_cache(frames, actions, episodes, seed=5)
     past, done = frames * 2 - 1, torch.nn.functional.pad(actions, (1, 0), value=3)
@@ -268,6 +272,22 @@ def test_only_clean_frames_are_remembered_after_as_many_passes_as_steps_and_one(
     assert torch.equal(after.cache.keys[0][:, :-1], cache.cache.keys[0][:, -WINDOW + 2 :])
 
 
+@pytest.mark.parametrize("margin", [0, 1, 2])
+def test_a_patch_has_its_margin_and_nothing_further(margin: int) -> None:
+    """Each pixel is in the patches whose squares, so much larger, hold it, and is found there."""
+    frames = torch.rand(1, 1, 3, 8, 8, generator=torch.Generator().manual_seed(FRESH)) + 1
+    p, size = 4, 4 + 2 * margin
+    found = patches_of(frames, p, margin)
+    assert found.shape == (1, 1, 4, 3 * size**2)
+    assert torch.equal(widened(patches_of(frames, p), p, margin), found)
+    assert torch.equal(pictures_of(patches_of(frames, p), p), frames)
+    wide = torch.nn.functional.pad(frames, (margin,) * 4)[0, 0]
+    for place in range(4):
+        top, left = p * (place // 2), p * (place % 2)
+        square = wide[:, top : top + size, left : left + size]
+        assert torch.equal(found[0, 0, place], square.flatten())
+
+
 def test_an_action_moves_the_frame_after_it_and_a_cache_is_of_one_model() -> None:
     model, (frames, actions) = forcing(), clip(4)
     cache = model.init_cache(frames, actions, torch.arange(2))
@@ -288,6 +308,12 @@ def test_an_action_moves_the_frame_after_it_and_a_cache_is_of_one_model() -> Non
         (DiffusionForcingConfig, {"context": 17}, r"model\.context=17 must be at most the frames"),
         (DiffusionForcingConfig, {"stabilise": -1}, r"model\.stabilise=-1 must be 0 to 1000"),
         (DiffusionForcingConfig, {"steps": 0}, r"model\.steps=0 must be at least 1"),
+        (DiffusionForcingConfig, {"margin": -1}, r"model\.margin=-1 must be at least 0"),
+        (
+            Dreamer4Config,
+            {"margin": 2, "tokenizer": MaskedTokenizerConfig(latents=4)},
+            r"model\.margin=2 is of patches of pixels: give 0 with model\.tokenizer\.latents=4",
+        ),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(

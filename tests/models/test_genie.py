@@ -106,9 +106,10 @@ def test_the_surest_tokens_are_kept_first() -> None:
     ]
 
 
+@pytest.mark.parametrize("margin", [0, 1])
 @torch.no_grad()
-def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again() -> None:
-    model, (frames, actions) = genie(), clip(4)
+def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again(margin: int) -> None:
+    model, (frames, actions) = genie(margin=margin), clip(4)
     model.named = torch.tensor([5, 0, 7])
     episodes = torch.tensor([3, 8])
     memory = model.init_cache(frames, actions, episodes, seed=5)

@@ -37,12 +37,15 @@ def dreamer(**changes: object) -> Dreamer4:
 TOKENIZER = MaskedTokenizerConfig(latents=4, channels=48, dim=16, depth=2, heads=2)
 
 
-@pytest.mark.parametrize("tokenizer", [MaskedTokenizerConfig(), TOKENIZER])
+@pytest.mark.parametrize(
+    ("tokenizer", "margin"),
+    [(MaskedTokenizerConfig(), 0), (MaskedTokenizerConfig(), 1), (TOKENIZER, 0)],
+)
 @torch.no_grad()
 def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again(
-    tokenizer: MaskedTokenizerConfig,
+    tokenizer: MaskedTokenizerConfig, margin: int
 ) -> None:
-    model, (frames, actions) = dreamer(tokenizer=tokenizer), clip(4)
+    model, (frames, actions) = dreamer(tokenizer=tokenizer, margin=margin), clip(4)
     episodes, most = torch.tensor([3, 8]), model.most
     level = round(0.9 * most)
     memory = model.init_cache(frames, actions, episodes, seed=5)

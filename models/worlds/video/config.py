@@ -149,6 +149,8 @@ class FilmWorldConfig(ModelConfig):
     "Over patches of frames."
     patch: int = 4
     "Height and width of a patch, in pixels."
+    margin: int = 0
+    "Pixels around a patch that its token sees too: what moves is followed from one to the next."
     context: int = 4
     "Frames that a dream begins from, at least."
     steps: int = 4
@@ -168,6 +170,8 @@ class FilmWorldConfig(ModelConfig):
         for key in ("patch", "context", "steps", "outcome_width"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be at least 1")
+        if self.margin < 0:
+            raise ValueError(f"model.margin={self.margin} must be at least 0")
         if self.context > self.transformer.window + self.transformer.sinks:
             raise ValueError(
                 f"model.context={self.context} must be at most the frames that are remembered, "
@@ -260,6 +264,11 @@ class Dreamer4Config(FilmWorldConfig):
             raise ValueError(f"model.registers={self.registers} must be 0 or more")
         if not 0 <= self.context_noise < 1:
             raise ValueError(f"model.context_noise={self.context_noise} must be from 0 to below 1")
+        if self.margin and self.tokenizer.latents:
+            raise ValueError(
+                f"model.margin={self.margin} is of patches of pixels: give 0 with "
+                f"model.tokenizer.latents={self.tokenizer.latents}"
+            )
 
 
 @dataclass

@@ -66,7 +66,7 @@ class DiffusionForcing(FilmWorld):
         pixels = self.channels * config.patch**2
         # Of levels 0 .. LEVELS - 1, and of -1.
         self.abar = nn.Buffer(with_clean(signal(config.schedule)).float())
-        self.enter = nn.Linear(pixels, d)
+        self.enter = nn.Linear(self.seen, d)
         self.place = nn.Parameter(torch.empty(side * side, d))
         self.level = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
         self.action = ActionTable(self.parts, d, none=True)  # the last: none is known
@@ -101,7 +101,7 @@ class DiffusionForcing(FilmWorld):
         """
         config, p = self.config, self.config.patch
         c = self.level(sines(level, config.transformer.dim)) + self.action(before)
-        tokens = self.enter(patches_of(x, p)) + self.place
+        tokens = self.enter(patches_of(x, p, config.margin)) + self.place
         tokens, kept = self.transformer(tokens, c, cache)
         scale, shift = self.modulation(F.silu(c))[:, :, None].chunk(2, dim=-1)
         tokens = self.leave(F.rms_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift)

@@ -30,7 +30,7 @@ from models.worlds.initialise import init_uniform
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import Dreamer4Config
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
-from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of
+from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of, widened
 from models.worlds.video.masked_tokenizer import MaskedTokenizer
 from models.worlds.video.noise import normal
 from models.worlds.video.shortcut import between, powers, travel
@@ -52,7 +52,7 @@ class Dreamer4(FilmWorld):
             self.tokenizer = MaskedTokenizer(config.tokenizer, places, numbers)
             places, numbers = config.tokenizer.latents, config.tokenizer.channels
         self.places, self.numbers = places, numbers
-        self.enter = nn.Linear(numbers, d)
+        self.enter = nn.Linear(numbers if self.tokenizer else self.seen, d)
         self.place = nn.Parameter(torch.empty(TOLD + places + config.registers, d))
         self.action = ActionTable(self.parts, d, none=True)  # the last is no action: the base alone
         self.signal = nn.Embedding(config.most + 1, d // 2)
@@ -117,6 +117,8 @@ class Dreamer4(FilmWorld):
         size = stride.float().log2().round().long()  # its index: 0, 1, 2, ..
         signal = torch.cat([self.signal(tau), self.stride(size)], dim=-1)
         told = torch.stack([self.action(before), signal], dim=2)
+        if self.tokenizer is None:
+            z = widened(z, self.config.patch, self.config.margin)
         x = torch.cat([told, self.enter(z)], dim=2)
         x = F.pad(x, (0, 0, 0, self.config.registers)) + self.place
         x, kept = self.transformer(x, None, cache)

@@ -18,6 +18,7 @@ from einops import rearrange
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from models.worlds.video.config import FilmWorldConfig
 from models.worlds.video.film_transformer import FilmCache
 from models.worlds.video.noise import normal
 from models.worlds.video.outcome import DrawnWorld
@@ -37,9 +38,17 @@ class Memory:
     of: int  # the model's identity: a cache is of no other
 
 
-def patches_of(x: Float[Tensor, "b t c h w"], p: int) -> Float[Tensor, "b t s n"]:
-    """Squares of `p` by `p` pixels, row by row, of all channels."""
-    return rearrange(x, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+def patches_of(x: Float[Tensor, "b t c h w"], p: int, margin: int = 0) -> Float[Tensor, "b t s n"]:
+    """Squares of `p` by `p` pixels, row by row, of all channels.
+
+    Args:
+        margin: pixels around a square that are in it too; beyond the frame they are 0.
+    """
+    if not margin:
+        return rearrange(x, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=p)
+    size = p + 2 * margin
+    x = F.pad(x, (margin,) * 4).unfold(-2, size, p).unfold(-2, size, p)
+    return rearrange(x, "b t c h w p q -> b t (h w) (c p q)")
 
 
 def pictures_of(x: Float[Tensor, "b t s n"], p: int) -> Float[Tensor, "b t c h w"]:
@@ -48,8 +57,18 @@ def pictures_of(x: Float[Tensor, "b t s n"], p: int) -> Float[Tensor, "b t c h w
     return rearrange(x, "b t (h w) (c p q) -> b t c (h p) (w q)", h=side, p=p, q=p)
 
 
+def widened(x: Float[Tensor, "b t s n"], p: int, margin: int) -> Float[Tensor, "b t s m"]:
+    """Patches, each with `margin` pixels of those around it."""
+    return patches_of(pictures_of(x, p), p, margin) if margin else x
+
+
 class FilmWorld(DrawnWorld):
     """What is common to models over film transformers."""
+
+    def __init__(self, config: FilmWorldConfig) -> None:
+        super().__init__(config)
+        # Numbers of a patch with its margin.
+        self.seen = self.channels * (config.patch + 2 * config.margin) ** 2
 
     def show(
         self,

@@ -34,7 +34,7 @@ from models.worlds.initialise import init_uniform
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import GenieConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
-from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of
+from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of, widened
 from models.worlds.video.fsq import code_of, index_of, quantise, size_of
 from models.worlds.video.maskgit import fill
 from models.worlds.video.noise import even
@@ -43,13 +43,14 @@ from models.worlds.video.noise import even
 class Patches(nn.Module):
     """Frames to tokens that know their places: where a transformer over frames begins."""
 
-    def __init__(self, pixels: int, places: int, d: int) -> None:
+    def __init__(self, seen: int, places: int, config: GenieConfig) -> None:
         super().__init__()
-        self.enter = nn.Linear(pixels, d)
+        self.patch, self.margin, d = config.patch, config.margin, config.transformer.dim
+        self.enter = nn.Linear(seen, d)
         self.place = Places(places, d)
 
     def forward(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t s d"]:
-        return self.place(self.enter(patches))
+        return self.place(self.enter(widened(patches, self.patch, self.margin)))
 
 
 class Places(nn.Module):
@@ -69,11 +70,11 @@ class Places(nn.Module):
 class Tokenizer(nn.Module):
     """Patches of a frame to codes and back, each frame by itself."""
 
-    def __init__(self, pixels: int, places: int, config: GenieConfig) -> None:
+    def __init__(self, pixels: int, seen: int, places: int, config: GenieConfig) -> None:
         super().__init__()
         layers = replace(config.transformer, depth=config.tokenizer_depth, time_every=1)
         d, self.levels = layers.dim, config.levels
-        self.enter = Patches(pixels, places, d)
+        self.enter = Patches(seen, places, config)
         self.encoder = FilmTransformer(layers, conditioned=False, over_time=False)
         self.to_code = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, len(self.levels)))
         self.from_code = nn.Linear(len(self.levels), d)
@@ -92,14 +93,14 @@ class Tokenizer(nn.Module):
 class LatentActions(nn.Module):
     """What was done between two frames, told from them and all before."""
 
-    def __init__(self, pixels: int, places: int, config: GenieConfig) -> None:
+    def __init__(self, pixels: int, seen: int, places: int, config: GenieConfig) -> None:
         super().__init__()
         layers = replace(config.transformer, depth=config.latent_depth)
         d, self.levels = layers.dim, config.latent_levels
-        self.enter = Patches(pixels, places, d)
+        self.enter = Patches(seen, places, config)
         self.encoder = FilmTransformer(layers, conditioned=False)
         self.to_code = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, len(self.levels)))
-        self.again = Patches(pixels, places, d)
+        self.again = Patches(seen, places, config)
         self.from_code = nn.Linear(len(self.levels), d)
         self.decoder = FilmTransformer(layers, conditioned=False)
         self.leave = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, pixels))
@@ -155,8 +156,9 @@ class Genie(FilmWorld):
         super().__init__(config)
         pixels, places = self.channels * config.patch**2, (self.size // config.patch) ** 2
         self.places = places
-        self.tokenizer = Tokenizer(pixels, places, config)
-        self.latents = LatentActions(pixels, places, config) if config.latent_levels else None
+        sizes = pixels, self.seen, places
+        self.tokenizer = Tokenizer(*sizes, config)
+        self.latents = LatentActions(*sizes, config) if config.latent_levels else None
         self.told = size_of(config.latent_levels) if config.latent_levels else self.actions
         parts = [self.told] if self.latents else self.parts
         self.dynamics = Dynamics(places, parts, config)
