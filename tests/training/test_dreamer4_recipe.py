@@ -19,6 +19,7 @@ from tests.models.test_film_transformer import WINDOW, clip, drawn
 from training.config import compose
 from training.distributed import Processes
 from training.errors import UserError
+from training.evaluation import dreams
 from training.recipes import dreamer4
 
 
@@ -198,14 +199,27 @@ def test_a_step_learns_and_dreams_send_nothing_back() -> None:
     metrics = made.evaluate(final=True)
     assert all(torch.equal(a, b) for a, b in zip(before, made.model.parameters(), strict=True))
     assert {"eval/error/5", "eval/pairs/error/5", "eval/separation"} <= metrics.keys()
-    assert made.summary()["latency"]["over_uncached"] > 0
+    latency = made.summary()["latency"]
+    assert latency["over_uncached"] > 0 and "endured" not in latency
     assert metrics["eval/shuffled_actions"] != 1
     assert recipe("recipe.blind=true").evaluate(final=True)["eval/shuffled_actions"] == 1
+
+
+def test_a_long_dream_is_remembered_in_as_much_as_a_short_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dreams, "TIMED", 2)
+    made = recipe("recipe.endure=20", "recipe.splits=[]")
+    made.evaluate(final=True)
+    latency = made.summary()["latency"]
+    assert latency["endured"] == 20 and latency["memory_growth"] == 1
+    assert latency["late_over_early"] > 0
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
+        ("recipe.endure=20", r"recipe\.endure=20 must be 9\d or more"),
         ("model.most=6", r"model\.most=6 must be a power of two"),
         ("model.steps=3", r"model\.steps=3 must divide model\.most=8"),
         ("model.context_noise=1", r"model\.context_noise=1.* must be from 0 to below 1"),

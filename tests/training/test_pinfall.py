@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from training.envs.pinfall import (
     serve,
     step,
 )
+from training.evaluation import dreams
 from training.evaluation.dream_physics import Exam, half_life
-from training.evaluation.dreams import AGAIN, forked, judge
+from training.evaluation.dreams import AGAIN, forked, judge, shortest
 from training.evaluation.pinfall import first_turn, parse, ssim
 from training.evaluation.stub_worlds import (
     ConstantVelocity,
@@ -268,6 +270,35 @@ def test_whoever_tosses_a_coin_at_the_fork_is_told_from_who_does_not() -> None:
     assert found["fixed"]["fork/alike"] == found["right"]["fork/alike"] == 1
     assert found["right"]["fork/left"] == 0 and found["right"]["fork/uneven"] == 0.5
     assert found["down"]["fork/decided"] == found["both"]["fork/decided"] == 0
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+def test_a_dream_that_hoards_is_told_from_one_that_forgets(
+    monkeypatch: pytest.MonkeyPatch, forgets: bool
+) -> None:
+    """By a clock of its own: a step takes as long as there are frames remembered."""
+    now = 0.0
+    monkeypatch.setattr(dreams.time, "perf_counter", lambda: now)
+
+    class Keeps:
+        context, config = 4, SimpleNamespace(transformer=SimpleNamespace(window=6, sinks=2))
+
+        def init_cache(self, frames, actions, episodes, seed=0):
+            return tuple(frames[0])
+
+        def step(self, cache, action):
+            nonlocal now
+            now += len(cache)
+            return cache[-1][None], (cache[-7:] if forgets else cache) + (cache[-1],)
+
+    least = shortest(Keeps.config)
+    assert least == 8 + 2 * dreams.TIMED
+    found = dreams.endurance(Keeps(), exam(), least + 300)
+    assert found["endured"] == least + 300
+    if forgets:
+        assert found["late_over_early"] == found["memory_growth"] == 1
+    else:
+        assert found["late_over_early"] > 5 and found["memory_growth"] > 20
 
 
 def test_a_dream_in_which_balls_vanish_or_double_is_not_alive() -> None:

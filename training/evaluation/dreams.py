@@ -347,6 +347,43 @@ def latency(world: WorldModel, exam: Exam) -> dict[str, float]:
     return found
 
 
+def endurance(world: WorldModel, exam: Exam, frames: int) -> dict[str, float]:
+    """Whether one long dream, alone, takes more time and memory at its end than at its beginning.
+
+    Compared are `TIMED` frames at either end; the first after all that a cache ever holds is full.
+
+    Args:
+        frames: of the dream, `shortest` or more.
+    """
+    device, context = exam.frames.device, exam.context
+    rng, start = np.random.default_rng(0), shortest(getattr(world, "config", None)) - 2 * TIMED
+    actions = torch.from_numpy(exam.clips.actions[:1]).to(device)
+    after = torch.from_numpy(rng.choice(actions.cpu().numpy().ravel(), size=(frames, 1))).to(device)
+    episode = torch.zeros(1, dtype=torch.long, device=device)
+    cache = world.init_cache(exam.frames[:1, :context], actions[:, : context - 1], episode)
+    took, held = [], []
+    for count in range(frames):
+        began = time.perf_counter()
+        frame, cache = world.step(cache, after[count])
+        frame.mul(255).byte().cpu()
+        took.append(time.perf_counter() - began)
+        if count in (start, frames - 1):
+            alive = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            held.append(bytes_of(cache) + alive)
+    early, late = np.median(took[start : start + TIMED]), np.median(took[-TIMED:])
+    return {
+        "endured": float(frames),
+        "late_over_early": float(late / early),
+        "memory_growth": held[1] / held[0],
+    }
+
+
+def shortest(config: Any) -> int:
+    """Frames of the shortest dream of a model of that configuration whose ends can be compared."""
+    remembered = getattr(config, "transformer", None)
+    return 2 * TIMED + (remembered.window + remembered.sinks if remembered is not None else WARM)
+
+
 def bytes_of(cache: Any) -> int:
     """Of all tensors in dataclasses and tuples."""
     if isinstance(cache, Tensor):

@@ -19,12 +19,15 @@ class VideoWorldConfig(RecipeConfig):
     "Held-out clips that are dreamed on from."
     horizon: int = 30
     "Frames of a dream."
+    endure: int = 0
+    "Frames of one dream at the end whose first and last are compared in time and memory; 0: none."
     splits: list[Split] = field(default_factory=list)
     "Other balls that dreams are judged on at the end: speed, size, pairs."
 
     def __post_init__(self) -> None:
         at_least(self, "recipe", 2, "dreams")
         at_least(self, "recipe", 5, "horizon")
+        at_least(self, "recipe", 0, "endure")
 
 
 @dataclass

@@ -38,7 +38,15 @@ from training.envs.pinfall import State, see
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.dream_physics import Exam
-from training.evaluation.dreams import compare, forked, judge, latency, outcomes
+from training.evaluation.dreams import (
+    compare,
+    endurance,
+    forked,
+    judge,
+    latency,
+    outcomes,
+    shortest,
+)
 from training.evaluation.film_figures import dream_film
 from training.evaluation.stub_worlds import Retrieval
 from training.exchange import write_model
@@ -108,6 +116,12 @@ def check_world(config: TrainConfig, name: str, multiple: int) -> None:
         raise UserError(
             f"data.length={data.length}: a dream has model.context={model.context} frames that are "
             f"seen and recipe.horizon={recipe.horizon} more; raise it, or lower these"
+        )
+    least = shortest(model)
+    if 0 < recipe.endure < least:
+        raise UserError(
+            f"recipe.endure={recipe.endure} must be {least} or more, or the first and the last "
+            "frames of the dream are the same"
         )
     multiple = math.lcm(multiple, 2 ** (LEVELS - 1))  # of what tells rewards
     if data.image_size % multiple:
@@ -351,6 +365,8 @@ class VideoWorldTraining:
                 if exam.frames.is_cuda and not self.trainer.sharded:
                     with graphed(self.model):
                         self.found["latency_graphed"] = latency(world, exam)
+                if self.recipe.endure:
+                    self.found["latency"] |= endurance(world, exam, self.recipe.endure)
                 found |= self.misled()
                 if self.forks:
                     found |= self.fork(world)
