@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import math
 from pathlib import Path
@@ -144,6 +145,9 @@ def test_episodes_of_procgen_go_on_over_files_and_groups_of_rows(tmp_path: Path)
         np.testing.assert_array_equal(one.actions, told["action"][first : first + length - 1])
         np.testing.assert_array_equal(one.rewards, told["reward"][first : first + length - 1])
         assert not one.ends.any(), "what came after the last step is not known"
+    (tmp_path / "t-1.parquet").rename(tmp_path / "u-1.parquet")
+    parted = ProcgenData(ProcgenConfig(path=str(tmp_path), **SIZES), seed=0)
+    assert parted.lengths == [7, 4, 5, 6], "no episode goes on in another part"
     table = pyarrow.parquet.read_table(tmp_path / "t-0.parquet")
     pyarrow.parquet.write_table(table.drop_columns(["done"]), tmp_path / "t-1.parquet")
     with pytest.raises(DataError, match=r"t-1\.parquet has no column `done`"):
@@ -151,6 +155,35 @@ def test_episodes_of_procgen_go_on_over_files_and_groups_of_rows(tmp_path: Path)
     (tmp_path / "t-1.parquet").write_bytes(b"PAR1 not this")
     with pytest.raises(DataError, match=r"t-1\.parquet cannot be read"):
         ProcgenData(ProcgenConfig(path=str(tmp_path), **SIZES), seed=0)
+
+
+def test_procgen_is_read_as_pictures_and_with_other_names_for_an_end(tmp_path: Path) -> None:
+    from PIL import Image
+
+    told = write_procgen(tmp_path)
+    pictures = []
+    for frame in told["observation"]:
+        Image.fromarray(frame).save(file := io.BytesIO(), "PNG")
+        pictures.append({"bytes": file.getvalue(), "path": None})
+    count = len(pictures)
+    columns = {
+        "observation": pictures,
+        "action": pyarrow.array(told["action"], pyarrow.uint8()),
+        "reward": told["reward"],
+        "terminated": np.arange(count) == 6,
+        "truncated": np.arange(count) == 15,
+    }
+    for file in tmp_path.iterdir():
+        file.unlink()
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t-0.parquet", row_group_size=4)
+    data = ProcgenData(ProcgenConfig(path=str(tmp_path), **SIZES | {"image_size": 64}), seed=0)
+    assert data.lengths == [7, 9, 6]
+    np.testing.assert_array_equal(data.episode(1).frames, told["observation"][7:16])
+    columns["observation"] = [{"bytes": b"GIF89a", "path": None}] * count
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t-0.parquet")
+    data = ProcgenData(ProcgenConfig(path=str(tmp_path), **SIZES), seed=0)
+    with pytest.raises(DataError, match=r"t-0\.parquet: a picture of 64 x 64 is none"):
+        data.part(0, 0, 2)
 
 
 def tick(
@@ -176,16 +209,18 @@ TICKS = [
 HELD = [set(), {"forward", "sprint"}, set(), {"5"}, {"5", "attack", "use"}, {"jump", "pick"}]
 
 
-def write_vpt(path: Path, count: int = 35) -> np.ndarray:
+def write_vpt(path: Path, count: int = 35, codec: str = "mpeg4", **options: str) -> np.ndarray:
     """Two films; the frames of the first."""
     av = pytest.importorskip("av")
+    if codec not in av.codecs_available:
+        pytest.skip(f"this av cannot write {codec}")
     told = frames(1, 24, 32)
     for name in ("b", "a"):
         # Blocks of one grey each survive an encoder that loses detail.
         grey = np.random.default_rng([FRESH, ord(name)]).integers(256, size=(count, 3, 4))
         told = np.repeat(grey[..., None].repeat(8, 1).repeat(8, 2), 3, -1).astype(np.uint8)
         with av.open(str(path / f"{name}.mp4"), "w") as content:
-            stream = content.add_stream("mpeg4", rate=20)
+            stream = content.add_stream(codec, rate=20, options=options)
             stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
             stream.bit_rate, stream.gop_size = 4_000_000, 12
             for frame in told:
@@ -195,11 +230,16 @@ def write_vpt(path: Path, count: int = 35) -> np.ndarray:
     return told
 
 
-def test_minecraft_is_read_from_any_frame_on_with_what_was_done_there(tmp_path: Path) -> None:
-    told = write_vpt(tmp_path)
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_minecraft_is_read_from_any_frame_on_with_what_was_done_there(
+    codec: str, tmp_path: Path
+) -> None:
+    """Frames that are told of by later ones (bf) are decoded in another order than shown."""
+    options = {"bf": "3", "x264-params": "open-gop=1:keyint=12:b-adapt=0"}
+    told = write_vpt(tmp_path, codec=codec, **(options if codec == "libx264" else {}))
     data = VptData(VptConfig(path=str(tmp_path), **SIZES), seed=0)
     assert data.lengths == [35, 35] and sum(data.held) == 1
-    for first in (0, 5, 11, 12, 23, 31):  # in the first group of pictures, on its edge, later
+    for first in range(32):  # in the first group of pictures, on its edge, later
         seen = data.part(0, first, 4).frames[..., 0]
         assert seen.shape == (4, 16, 16)
         cells = seen.reshape(4, 16, 4, 4).mean(-1)[:, [2, 8, 13]]  # middles of three rows of blocks
@@ -211,6 +251,34 @@ def test_minecraft_is_read_from_any_frame_on_with_what_was_done_there(tmp_path: 
         assert {name for name, on in zip(BUTTONS, parts[number], strict=False) if on} == held
     np.testing.assert_array_equal(parts[:5, -2:], [[5, 5], [5, 5], [10, 0], [5, 5], [3, 7]])
     assert (data.part(0, 3, 4).actions == data.actions(0)[3:6]).all()
+
+
+def test_early_lines_of_minecraft_lack_what_was_not_yet_recorded(tmp_path: Path) -> None:
+    write_vpt(tmp_path)
+    rest = json.loads(tick())
+    old = {k: v for k, v in json.loads(tick(keys=("w",))).items() if k != "hotbar"}
+    lines = [old, rest | {"mouse": None}, rest | {"keyboard": None}, rest | {"hotbar": None}]
+    lines += [rest | {"hotbar": 3}, json.loads(tick(keys=("d",), hotbar=4))]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = VptData(VptConfig(path=str(tmp_path), **SIZES), seed=0)
+    parts = parts_of(data.actions(0), [part.values for part in VptConfig.parts])
+    held = [{name for name, on in zip(BUTTONS, row, strict=False) if on} for row in parts]
+    assert held == [{"forward"}, set(), set(), set(), {"4"}, {"right", "5"}]
+    assert (parts[:, -2:] == 5).all()
+
+
+def test_films_of_a_session_are_held_out_together(tmp_path: Path) -> None:
+    write_vpt(tmp_path)
+    for session in range(8):
+        for at in range(3):
+            for kind in ("mp4", "jsonl"):
+                name = f"cheeky-{session:x}f-20220{at + 1}01-10{at}000.{kind}"
+                (tmp_path / name).write_bytes((tmp_path / f"a.{kind}").read_bytes())
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mp4").unlink()
+    data = VptData(VptConfig(path=str(tmp_path), **SIZES), seed=0)
+    held = np.array(data.held).reshape(8, 3)
+    assert (held == held[:, :1]).all() and 0 < held[:, 0].sum() < 8
 
 
 def test_small_turns_of_the_view_are_told_apart_better_than_large_ones() -> None:

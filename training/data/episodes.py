@@ -160,9 +160,15 @@ class EpisodesData(PlayedData[EpisodesConfig]):
 
 
 def held_out(names: list[str], share: float) -> list[bool]:
-    """Which are held out, by the hash of their names; one at least, and not all."""
+    """Which are held out, by the hash of their names; one at least, and not all.
+
+    What has the same name goes together, unless everything has.
+    """
     held = [stream_seed(0, name) / 2**63 < share for name in names]
-    return [i == 0 for i in range(len(names))] if all(held) or not any(held) else held
+    if any(held) and not all(held):
+        return held
+    first = [name == names[0] for name in names]
+    return [i == 0 for i in range(len(names))] if all(first) else first
 
 
 def files_in(path: str | None, kinds: tuple[str, ...], least: int = 2) -> list[Path]:

@@ -1,11 +1,12 @@
 """Minecraft as people played it for VPT (2022, arXiv:2206.11795).
 
 A directory of <name>.mp4 (20 frames per second), each beside <name>.jsonl: a line per frame with
-`mouse` {dx, dy, buttons, newButtons}, `keyboard` {keys} and `hotbar`. An action is a number of 25
-parts: keys and buttons, and how far the view turns, after VPT in eleven steps of a logarithm up to
-ten degrees. Two faults of the recordings are mended as there: a button that hangs from the first
-frame on is let go, and what the mouse wheel chose is taken for a key. Only the frames of a window
-are decoded.
+`mouse` {dx, dy, buttons, newButtons}, `keyboard` {keys} and `hotbar`; early ones lack the last, and
+may have null for what rests. An action is a number of 25 parts: keys and buttons, and how far the
+view turns, after VPT in eleven steps of a logarithm up to ten degrees. Two faults of the recordings
+are mended as there: a button that hangs from the first frame on is let go, and what the mouse wheel
+chose is taken for a key. Films of one session (<alias>-<session>-<date>-<time>) are held out
+together. Frames show no mouse pointer. Only the frames of a window are decoded.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ KEYS = {
     **{str(n): str(n) for n in range(1, 10)},
 }  # fmt: skip
 MOUSE = "attack", "use", "pick"
+REST = {"dx": 0, "dy": 0, "buttons": (), "newButtons": ()}
+NO_KEYS = {"keys": ()}
 DEGREES = 360 / 2400  # of the view, for each pixel of the mouse
 FARTHEST, STEPS, LOG = 10.0, 11, 10.0  # degrees; places; how much denser they are near 0
 KEPT = 64  # files whose actions stay in memory
@@ -44,13 +47,18 @@ class VptData(RecordedData[VptConfig]):
         self.files = files_in(config.path, (".mp4",))
         self.actions = lru_cache(KEPT)(lambda number: actions_of(beside(self.files[number])))
         self.lengths = [min(length_of(file), lines_of(beside(file))) for file in self.files]
-        self.held = held_out([file.name for file in self.files], config.heldout)
+        self.held = held_out([session(file) for file in self.files], config.heldout)
 
     def part(self, number: int, first: int, frames: int) -> Played:
         shown = frames_of(self.files[number], first, frames)
         done, nothing = self.actions(number)[first : first + frames - 1], np.zeros(frames - 1)
         pictures = scaled(shown, self.config.image_size)
         return Played(pictures, done, nothing.astype(np.float32), nothing.astype(bool))
+
+
+def session(film: Path) -> str:
+    """What films of the same session have in common."""
+    return film.stem.rsplit("-", 2)[0]
 
 
 def beside(film: Path) -> Path:
@@ -74,10 +82,11 @@ def actions_of(file: Path) -> Int64[np.ndarray, " t"]:
         with open(file) as content:
             for number, line in enumerate(filter(str.strip, content)):
                 said = json.loads(line)
-                mouse, hotbar = said["mouse"], said["hotbar"]
+                mouse, pressed = said["mouse"] or REST, (said["keyboard"] or NO_KEYS)["keys"]
+                hotbar = before if said.get("hotbar") is None else said["hotbar"]
                 fresh = 0 in mouse["newButtons"]
                 hangs = mouse["newButtons"] == [0] if number == 0 else hangs and not fresh
-                held = {KEYS[key] for k in said["keyboard"]["keys"] if (key := short(k)) in KEYS}
+                held = {KEYS[key] for k in pressed if (key := short(k)) in KEYS}
                 held |= {MOUSE[b] for b in mouse["buttons"] if b < len(MOUSE)}
                 if hangs:
                     held.discard("attack")
@@ -132,11 +141,14 @@ def frames_of(file: Path, first: int, count: int) -> UInt8[np.ndarray, "t h w 3"
             rate, start = rate_of(stream, file), stream.start_time or 0
             content.seek(start + int(first / rate), stream=stream)
             for frame in content.decode(stream):
-                if frame.pts is None or round((frame.pts - start) * rate) < first:
+                shown = -1 if frame.pts is None else round((frame.pts - start) * rate)
+                if shown < first:
                     continue
+                if shown != first + len(found):
+                    break  # one is missing: what follows is not what was acted on
                 found.append(frame.to_ndarray(format="rgb24"))
                 if len(found) == count:
                     return np.stack(found)
     except (*UNREADABLE, av.FFmpegError, IndexError) as error:
         raise DataError(f"{file} cannot be read: {error}") from error
-    raise DataError(f"{file} ends after {first + len(found)} frames, not {first + count}")
+    raise DataError(f"{file} has frames {first} to {first + len(found)}, not {first + count}")
