@@ -5,6 +5,8 @@ extra `atari`. An action lasts `data.frame_skip` frames; what is seen is, pixel 
 brighter of the last two, scaled. The player keeps to its action for a while (`data.sticky`). An
 episode ends when a life is lost, so that no window shows two lives; the game goes on until it is
 over. The seed decides everything.
+
+Where ball and paddle are is read from the memory of the machine, in games that `MEMORY` has.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int64, UInt8
 
 from training.config import did_you_mean
 from training.data.config_episodes import AtariConfig
@@ -23,13 +27,19 @@ from training.data.corpus import DataError
 from training.data.episodes import Played, PlayedData, scaled
 from training.seeding import numpy_rng, stream_seed
 
+WIDTH, HEIGHT = 160, 210  # of the screen, in pixels
+MEMORY = {"breakout": {"ball_x": (99, -48.5), "ball_y": (101, 10.5), "plate_x": (72, -39.5)}}
+"Of a game, the byte that says where the middle of a thing is, and how far it is off, in pixels."
+LOWEST = {"breakout": 187.0}  # a ball is not to be told from the paddle further down
+
 
 class AtariData(PlayedData[AtariConfig]):
     """Episodes of one game."""
 
     def __init__(self, config: AtariConfig, *, seed: int, rank: int = 0, world: int = 1) -> None:
         super().__init__(config, seed=seed, rank=rank, world=world)
-        self.episodes = played(config, seed)
+        self.known, self.screen = tuple(MEMORY.get(config.game, {})), (WIDTH, HEIGHT)
+        self.episodes, self.places = played(config, seed)
         self.lengths = [len(one.frames) for one in self.episodes]
         out = max(1, round(config.heldout * len(self.episodes)))
         if len(self.episodes) < 2:
@@ -41,6 +51,13 @@ class AtariData(PlayedData[AtariConfig]):
 
     def episode(self, number: int) -> Played:
         return self.episodes[number]
+
+    def states(
+        self, windows: Int64[np.ndarray, "w 2"], frames: int
+    ) -> Float32[np.ndarray, "w t k"]:
+        """Where things are on the screen, in pixels of it; NaN where the ball is not."""
+        parts = [self.places[number][first : first + frames] for number, first in windows.tolist()]
+        return np.stack(parts)
 
     @property
     def content_hash(self) -> str:
@@ -77,15 +94,23 @@ def names_of(config: AtariConfig) -> tuple[str, ...]:
     return tuple(one.name.lower() for one in machine(config, 0).getMinimalActionSet())
 
 
-def played(config: AtariConfig, seed: int) -> list[Played]:
-    """Episodes of `config.frames` frames in all."""
+def places(game: str, memory: UInt8[np.ndarray, " n"]) -> list[float]:
+    """Where things are, of the names of `MEMORY`; NaN where the ball is not in the picture."""
+    found = {name: memory[at] + off for name, (at, off) in MEMORY.get(game, {}).items()}
+    hidden = found and (memory[MEMORY[game]["ball_y"][0]] == 0 or found["ball_y"] > LOWEST[game])
+    return [math.nan if hidden and name.startswith("ball") else x for name, x in found.items()]
+
+
+def played(config: AtariConfig, seed: int) -> tuple[list[Played], list[Float32[np.ndarray, "t k"]]]:
+    """Episodes of `config.frames` frames in all, and where things are in them."""
     ale, rng = machine(config, stream_seed(seed, "data/atari")), numpy_rng(seed, "data/atari", 0)
-    actions, found, count, action = ale.getMinimalActionSet(), [], 0, 0
+    actions, found, known, count, action = ale.getMinimalActionSet(), [], [], 0, 0
     while count < config.frames:
         if ale.game_over():
             ale.reset_game()
         lives = ale.lives()
         films, done, rewards = [ale.getScreenRGB()], [], []
+        states = [places(config.game, ale.getRAM())]
         over = False
         while not over and count < config.frames:
             if rng.random() < config.sticky:
@@ -98,6 +123,7 @@ def played(config: AtariConfig, seed: int) -> list[Played]:
                 if over:
                     break
             films.append(np.maximum(*screens[-2:]) if config.frame_skip > 1 else screens[-1])
+            states.append(places(config.game, ale.getRAM()))
             done.append(action)
             rewards.append(reward)
             count += 1
@@ -106,4 +132,5 @@ def played(config: AtariConfig, seed: int) -> list[Played]:
         ends[-1] = over
         given = np.array(rewards, np.float32)
         found.append(Played(frames, np.array(done, np.int64), given, ends))
-    return found
+        known.append(np.array(states, np.float32))
+    return found, known

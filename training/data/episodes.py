@@ -55,6 +55,15 @@ class PlayedData(GeneratedData[Config]):
     item = "window"
     lengths: list[int]  # frames of every episode
     held: list[bool]  # which are held out
+    known: tuple[str, ...] = ()  # what is known of each frame beside how it looks: ball_x, ..
+    screen: tuple[float, float]  # in which units: width and height of a frame
+
+    def states(
+        self, windows: Int64[np.ndarray, "w 2"], frames: int
+    ) -> Float32[np.ndarray, "w t k"]:
+        """What is known of the frames of windows, in the order of `known`; NaN: not in the picture,
+        or nothing is known."""
+        return np.full((len(windows), frames, len(self.known)), np.nan, np.float32)
 
     def episode(self, number: int) -> Played:
         """One of them, whole."""
@@ -92,15 +101,16 @@ class PlayedData(GeneratedData[Config]):
 
     def heldout(self, count: int, frames: int) -> Played:
         """`count` windows of so many frames, or as many as there are, spread over what there is."""
-        return self.spread(self.windows(frames, held=True), count, frames)
+        return self.gather(self.spread(count, frames, held=True), frames)
 
     def bank(self, count: int, frames: int) -> Played:
         """The same of those that are trained on."""
-        return self.spread(self.windows(frames, held=False), count, frames)
+        return self.gather(self.spread(count, frames, held=False), frames)
 
-    def spread(self, every: Int64[np.ndarray, "w 2"], count: int, frames: int) -> Played:
-        rows = np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)
-        return self.gather(every[rows], frames)
+    def spread(self, count: int, frames: int, held: bool) -> Int64[np.ndarray, "w 2"]:
+        """Which windows these are."""
+        every = self.windows(frames, held)
+        return every[np.linspace(0, len(every) - 1, min(count, len(every))).astype(int)]
 
     def gather(self, windows: Int64[np.ndarray, "w 2"], frames: int) -> Played:
         parts = [self.part(number, first, frames) for number, first in windows.tolist()]

@@ -30,6 +30,7 @@ class Exam(NamedTuple):
     frames: Float[Tensor, "n t 3 s s"]
     context: int
     variant: Variant | None  # of Pinfall
+    states: Float[Tensor, "n t k"] | None = None  # what is known of frames of another game
 
     @property
     def ahead(self) -> int:

@@ -10,7 +10,8 @@ latency.
 `recipe.blind` replaces every action by 0, in training and in dreams.
 
 Films without a simulator (`data=episodes`, `data=atari`) are judged by how alike frames are, by
-what other actions change, and by rewards and ends.
+what other actions change, and by rewards and ends; where a game's memory says where things are, by
+that too, read off frames by a network of its own (training/evaluation/frame_reader.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.dream_physics import Exam
 from training.evaluation.dreams import (
+    FAR,
+    HORIZONS,
     compare,
     endurance,
     forked,
@@ -48,6 +52,7 @@ from training.evaluation.dreams import (
     shortest,
 )
 from training.evaluation.film_figures import dream_film
+from training.evaluation.frame_reader import Reader, misplaced, read, taught
 from training.evaluation.stub_worlds import Retrieval
 from training.exchange import write_model
 from training.files import write_atomic
@@ -63,6 +68,7 @@ CHANNELS = 3
 OUTCOME = 0.05  # weight of rewards and ends: Adam does not mind it, clipping with the rest does
 JUDGED = 2  # last steps of a clip that rewards are learned from: all would cost as much as frames
 FORKS = 32  # beginnings from which a ball may go either way
+READ = 8000  # frames that show where things are in a game
 BANK = 2000  # clips of the training data that are searched for one that is alike
 OTHER = "error/", "over_copy/", "alive/"  # what is told of other balls than were trained on
 SHOWN, EVERY = 3, 3  # clips that are drawn, and which of their frames
@@ -320,8 +326,10 @@ class VideoWorldTraining:
         context = self.model.context
         frames = context + self.recipe.horizon
         if not self.simulated:
-            clips = self.data.heldout(self.recipe.dreams, frames)
-            return Exam(clips, self.watch(clips), context, None)
+            chosen = self.data.spread(self.recipe.dreams, frames, held=True)
+            clips, states = self.data.gather(chosen, frames), self.data.states(chosen, frames)
+            known = torch.from_numpy(states).to(self.trainer.device)
+            return Exam(clips, self.watch(clips), context, None, known)
         clips = self.data.heldout(self.recipe.dreams, frames, split)
         return Exam(clips, self.watch(clips), context, self.data.config.variant)
 
@@ -331,7 +339,21 @@ class VideoWorldTraining:
         """What a dream is worth: by the state, or, where nobody knows it, by its frames."""
         if self.simulated:
             return judge(world, exam, steering)
-        return compare(world, exam, self.model.config.actions)
+        found, series, told = compare(world, exam, self.model.config.actions)
+        if self.data.known:
+            assert exam.states is not None
+            parts = (read(self.reader, x) for x in (told, exam.frames[:, exam.context :]))
+            true = exam.states[:, exam.context - 1 :]
+            found |= misplaced(*parts, true, self.data.known, HORIZONS, FAR)
+        return found, series, told
+
+    @cached_property
+    def reader(self) -> Reader:
+        """Of frames that are trained on, and what is known of them."""
+        chosen = self.data.spread(READ, 1, held=False)
+        states = torch.from_numpy(self.data.states(chosen, 1)[:, 0]).to(self.trainer.device)
+        frames = self.watch(self.data.gather(chosen, 1))[:, 0]
+        return taught(frames, states, self.data.known, *self.data.screen)
 
     def fork(self, world: WorldModel) -> dict[str, float]:
         return forked(world, self.draw, FORKS, self.trainer.device, self.data.config.hang)
