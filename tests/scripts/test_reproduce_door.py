@@ -130,6 +130,24 @@ def test_a_whole_reproduction(reproduce: Any, experiments: Path) -> None:
     assert again.made == []
 
 
+def test_pictures_that_are_shown_are_those_of_the_first_seed(
+    reproduce: Any, experiments: Path
+) -> None:
+    folder = experiments / "fake"
+    (folder / "claims.yaml").write_text(
+        CLAIMS.replace("THRESHOLD", "2.0") + "shows: [main/film, wide/nothing]\n"
+    )
+
+    def draw(run: PlannedRun) -> None:
+        (run.path / "figures").mkdir(parents=True)
+        (run.path / "figures" / "film.svg").write_text(f"<svg>{run.name} {run.index}</svg>")
+
+    assert reproduce("paper=fake", launch=FakeLaunch(draw))[0] == 0
+    assert (folder / "figures" / "cpu_film.svg").read_text() == "<svg>main 0</svg>"
+    assert not (folder / "figures" / "cpu_nothing.svg").exists()
+    assert "figures/cpu_film.svg" in (folder / "README.md").read_text()
+
+
 def test_a_failing_claim_exits_1(reproduce: Any, experiments: Path) -> None:
     (experiments / "fake" / "claims.yaml").write_text(CLAIMS.replace("THRESHOLD", "1.0"))
     code, said = reproduce("paper=fake")

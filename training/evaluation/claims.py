@@ -147,6 +147,8 @@ class PaperClaims:
     runs: dict[str, RunSpec]
     names: dict[str, dict[str, str]]
     claims: tuple[Claim, ...]
+    shows: tuple[tuple[str, str], ...] = ()
+    "Run, figure: what is kept of the pictures that its first seed left."
 
     def at(self, scale: str) -> PaperClaims:
         """The same with every `<name>` replaced. Raises UserError for one that the scale lacks."""

@@ -112,8 +112,9 @@ def load_claims(paper: str, experiments_root: Path = EXPERIMENTS) -> PaperClaims
         for scale, part in fields.take("names", dict, {}).items()
     }
     claims = tuple(claim(item, where, runs) for item in fields.take("claims", list))
+    shows = tuple(shown(item, f"{where}: `shows`") for item in fields.take("shows", list, []))
     fields.done()
-    found = PaperClaims(paper, file, title, about, paper_info, runs, names, claims)
+    found = PaperClaims(paper, file, title, about, paper_info, runs, names, claims, shows)
     check_whole(found, where)
     return found
 
@@ -126,6 +127,14 @@ def meanings(value: Any, where: str) -> dict[str, str]:
     return {str(name): str(meaning) for name, meaning in value.items()}
 
 
+def shown(value: Any, where: str) -> tuple[str, str]:
+    """`run/figure` as the two names."""
+    run, _, figure = checked(value, str, where).partition("/")
+    if not (run and figure) or "/" in figure:
+        raise UserError(f"{where}: `{value}` must be a run and one of its figures, run/figure")
+    return run, figure
+
+
 def check_whole(found: PaperClaims, where: str) -> None:
     """Identifiers are unique, every run is of use, there is something to judge."""
     if not found.claims:
@@ -133,6 +142,12 @@ def check_whole(found: PaperClaims, where: str) -> None:
     unique([claim.id for claim in found.claims], f"{where}: claims")
     used = {ref.run for claim in found.claims for ref in claim.all_refs()}
     above: list[str] = []
+    for name, figure in found.shows:
+        if name not in found.runs:
+            raise UserError(
+                f"{where}: `shows`: {name}/{figure}: there is no run `{name}`."
+                f"{did_you_mean(name, list(found.runs))} There are: {', '.join(found.runs)}"
+            )
     for name, spec in found.runs.items():
         for other in spec.begins_from:
             check_begins(found, name, other, above, f"{where}: run {name}")

@@ -1,7 +1,8 @@
 """Re-run a paper's claims at a scale and judge them.
 
     claims.yaml -> runs (cached by their configuration) -> verdicts -> results/<scale>.json
-                -> figures/<scale>_*.svg and the README tables, which read only that file
+                -> figures/<scale>_*.svg and the README tables, which read only that file, but for
+                   the pictures that claims.yaml `shows`: those that a run's first seed left
 
 Nothing is written when the runs are interrupted or when fewer seeds were asked for than the
 protocol has: results/ only ever holds whole judgements.
@@ -79,6 +80,7 @@ def reproduce(
     file.parent.mkdir(exist_ok=True)
     write_atomic(file, fitting(results, runs))
     draw(file)
+    show(claims, scale, runs)
     update_tables(experiments_root.parent)
     return json.loads(file.read_text()), file
 
@@ -249,3 +251,13 @@ def draw(file: Path) -> None:
     spec.loader.exec_module(module)
     (folder / "figures").mkdir(exist_ok=True)
     module.figures(json.loads(file.read_text()), folder / "figures")
+
+
+def show(claims: PaperClaims, scale: str, runs: Sequence[PlannedRun]) -> None:
+    """Keep the pictures that the claims show, of each run's first seed, in the paper's folder."""
+    for name, figure in claims.shows:
+        made = next((run.path for run in runs if run.name == name), None)
+        if made is not None and (picture := made / "figures" / f"{figure}.svg").exists():
+            kept = claims.file.parent / "figures" / f"{scale}_{figure}.svg"
+            kept.parent.mkdir(exist_ok=True)
+            write_atomic(kept, picture.read_text())

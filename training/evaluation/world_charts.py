@@ -44,7 +44,7 @@ def splits_chart(results: dict[str, Any], directory: Path, run: str = "world") -
         label: values for label, key in SPLITS if (values := final(results["runs"], run, key))
     }
     if groups:
-        chart = dot_chart(groups, "error of the ball after ten frames, in pixels of 32")
+        chart = dot_chart(groups, "error after ten frames, in pixels of 32")
         write_atomic(directory / f"{results['scale']}_splits.svg", chart)
 
 

@@ -1,7 +1,7 @@
 """The table of worlds side by side, from the results of the papers that they belong to.
 
-All learned the same world. Time is that of runs which nothing else was at work beside (`speed`), at
-batch 1.
+All learned the same world. Frames are timed at batch 1, in runs beside which nothing else was at
+work (`speed`); how long one learned is what it took beside whatever was.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SPEED = "speed"
 def world_table(experiments: Path, scale: str = "cpu") -> str:
     """Markdown: what dreams are worth, and what they take."""
     header = [
-        "world", "parameters", *(name for name, _ in QUALITY), "steps per frame",
-        "frames per second", "p95, ms", "remembered, MB", "seeds",
+        "world", "parameters", "minutes to learn", *(name for name, _ in QUALITY),
+        "steps per frame", "frames per second", "p95, ms", "remembered, MB", "seeds",
     ]  # fmt: skip
     rows = [line(name, runs_of(experiments, paper, scale), run) for name, paper, run in WORLDS]
     return table(header, rows)
@@ -50,8 +50,10 @@ def line(name: str, runs: Mapping[str, Any], run: str) -> list[str]:
     cells = [spread([v for v in final.get(key, []) if v is not None]) for _, key in QUALITY]
     told = [one for one in timed.get("latency", []) if one]
     seeds = str(len(found.get("seeds", []))) if final else "not run"
+    seconds = [one for one in found.get("train_s", []) if one]
+    took = f"{mean(seconds) / 60:.0f}" if seconds else ""
     return [
-        name, count(found.get("parameters")), *cells, over(told, "steps", ".0f"),
+        name, count(found.get("parameters")), took, *cells, over(told, "steps", ".0f"),
         over(told, "fps", ".0f"), over(told, "p95_ms", ".1f"), over(told, "cache_mb", ".2f"), seeds,
     ]  # fmt: skip
 
