@@ -32,6 +32,7 @@ from models.worlds.video.schedules import (
 
 FRESH = int.from_bytes(np.random.default_rng().bytes(4), "little")  # printed when a test fails
 WINDOW = 4
+U_NET: dict = {"patch": 1, "widths": [16, 32]}
 
 
 def drawn(module: torch.nn.Module) -> torch.nn.Module:
@@ -229,11 +230,11 @@ def clip(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     return seen, torch.randint(3, (2, frames - 1), generator=generator)
 
 
-@pytest.mark.parametrize("margin", [0, 1])
+@pytest.mark.parametrize("network", [{"margin": 0}, {"margin": 1}, U_NET], ids=str)
 @torch.no_grad()
-def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again(margin: int) -> None:
+def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again(network: dict) -> None:
     """Ten frames, of which the window forgets most: each step over everything, in one band."""
-    model, (frames, actions) = forcing(margin=margin), clip(4)
+    model, (frames, actions) = forcing(**network), clip(4)
     episodes, label = torch.tensor([3, 8]), model.config.stabilise - 1
     cache = model.init_cache(frames, actions, episodes, seed=5)
     past, done = frames * 2 - 1, torch.nn.functional.pad(actions, (1, 0), value=3)

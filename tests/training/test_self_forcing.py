@@ -145,7 +145,7 @@ def test_critic_and_student_learn_in_turn_and_the_teacher_never(teacher: Path) -
         moved.append({
             n for n in names
             for k, p in getattr(made.model, n).named_parameters()
-            if k.startswith("transformer") and not torch.equal(p, before[n][k])
+            if k.startswith("network") and not torch.equal(p, before[n][k])
         })  # fmt: skip
         assert ("train/student" in metrics) == (step % 3 == 2)
     assert moved == [{"critic"}, {"critic"}, {"student"}] * 2

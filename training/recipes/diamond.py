@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.worlds.video.config import DiamondConfig
 from models.worlds.video.diamond import Diamond
 from models.worlds.video.noise import normal
 from training.distributed import Processes
@@ -81,9 +80,7 @@ def unrolled(
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    model = config.model
-    levels = len(model.widths) - 1 if isinstance(model, DiamondConfig) else 0
-    check_world(config, "diamond", getattr(model, "patch", 1) * 2**levels)
+    check_world(config, "diamond")
 
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> DiamondTraining:

@@ -112,7 +112,7 @@ class Dreamer4Training(VideoWorldTraining):
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_world(config, "dreamer4", getattr(config.model, "patch", 1))
+    check_world(config, "dreamer4")
     check_clips(config)
     recipe = config.recipe
     assert isinstance(recipe, Dreamer4RecipeConfig) and isinstance(config.model, Dreamer4Config)

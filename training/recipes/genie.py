@@ -112,7 +112,7 @@ def together(first: Tensor, second: Tensor, rows: int, columns: int) -> np.ndarr
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_world(config, "genie", getattr(config.model, "patch", 1))
+    check_world(config, "genie")
     check_clips(config)
     model, data = config.model, config.data
     assert isinstance(model, GenieConfig)

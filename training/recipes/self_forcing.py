@@ -101,7 +101,7 @@ class SelfForcingTraining(VideoWorldTraining):
 
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
-    check_world(config, "diffusion_forcing", getattr(config.model, "patch", 1))
+    check_world(config, "diffusion_forcing")
     check_clips(config)
 
 

@@ -83,12 +83,11 @@ def fill_shapes(config: TrainConfig) -> Any:
     return with_decided(config.model, **decided)
 
 
-def check_world(config: TrainConfig, name: str, multiple: int) -> None:
+def check_world(config: TrainConfig, name: str) -> None:
     """Raise UserError unless recipe, model and data belong together.
 
     Args:
         name: of the model.
-        multiple: what it wants the height and width of a frame to be a multiple of.
     """
     kinds = PinfallConfig, PlayedConfig
     check_parts(config, (name,), kinds, ", ".join(WORLDS))
@@ -129,7 +128,7 @@ def check_world(config: TrainConfig, name: str, multiple: int) -> None:
             f"recipe.endure={recipe.endure} must be {least} or more, or the first and the last "
             "frames of the dream are the same"
         )
-    multiple = math.lcm(multiple, 2 ** (LEVELS - 1))  # of what tells rewards
+    multiple = math.lcm(model.multiple, 2 ** (LEVELS - 1))  # of what tells rewards
     if data.image_size % multiple:
         raise UserError(
             f"data.image_size={data.image_size} must be a multiple of {multiple}, for the patches "

@@ -25,6 +25,7 @@ class Objective(StrEnum):
 
 
 HEAD = 8  # width of a head of attention
+HEAD_OVER_TIME = 16  # and of one over the frames of a film, in a U-Net
 
 
 @dataclass
@@ -99,6 +100,11 @@ class DiamondConfig(ModelConfig):
                 f"model.condition={self.condition} must be a multiple of "
                 f"2 model.context={2 * self.context}"
             )
+
+    @property
+    def multiple(self) -> int:
+        """What the height and width of a frame must be a multiple of."""
+        return self.patch * 2 ** (len(self.widths) - 1)
 
 
 @dataclass
@@ -178,13 +184,22 @@ class FilmWorldConfig(ModelConfig):
                 f"model.transformer.window={self.transformer.window} + sinks"
             )
 
+    @property
+    def multiple(self) -> int:
+        """What the height and width of a frame must be a multiple of."""
+        return self.patch
+
 
 @dataclass
 class DiffusionForcingConfig(FilmWorldConfig):
-    """A causal transformer that tells films whose frames are each as noisy as they like."""
+    """A causal network that tells films whose frames are each as noisy as they like."""
 
     name: str = "diffusion_forcing"
     "Which model: the stem of its file."
+    widths: list[int] = field(default_factory=list)
+    "Channels of the levels of a U-Net (Diffusion Forcing); none: the transformer (Oasis)."
+    depth: int = 1
+    "Residual blocks of a level of the U-Net, on the way down; one more on the way up."
     schedule: Schedule = Schedule.cosine
     "cosine, sigmoid or linear."
     objective: Objective = Objective.v
@@ -200,10 +215,25 @@ class DiffusionForcingConfig(FilmWorldConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if any(width < HEAD_OVER_TIME or width % HEAD_OVER_TIME for width in self.widths):
+            raise ValueError(
+                f"model.widths={self.widths} must be multiples of {HEAD_OVER_TIME}, or none at all"
+            )
+        if self.widths and self.margin:
+            raise ValueError(
+                f"model.margin={self.margin} is of the transformer's patches, and "
+                f"model.widths={self.widths} are a U-Net's, which sees around them by itself"
+            )
+        if self.depth < 1:
+            raise ValueError(f"model.depth={self.depth} must be at least 1")
         if not 0 <= self.stabilise <= 1000:
             raise ValueError(f"model.stabilise={self.stabilise} must be 0 to 1000")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"model.guidance={self.guidance} must be 0 or more, and finite")
+
+    @property
+    def multiple(self) -> int:
+        return self.patch * 2 ** max(0, len(self.widths) - 1)
 
 
 @dataclass

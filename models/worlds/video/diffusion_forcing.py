@@ -1,12 +1,12 @@
 """Diffusion Forcing: films whose frames are each as noisy as they like.
 
-Diffusion Forcing: Next-token Prediction Meets Full-Sequence Diffusion, 2024, arXiv:2407.01392, on
-the causal transformer of Oasis (2024). Frames are cut into patches; every frame has a noise level
-of its own, and a causal transformer tells all of them at once:
+Diffusion Forcing: Next-token Prediction Meets Full-Sequence Diffusion, 2024, arXiv:2407.01392.
+Every frame has a noise level of its own, and a causal network tells all of them at once: the U-Net
+of Diffusion Forcing (`model.widths`), or the transformer of Oasis (2024), over patches.
 
     k_t        ~ uniform over 0 .. 999, of each frame by itself
     c_t        = MLP(sines of k_t) + embedding of a_{t-1}, what was done before frame t
-    v          = transformer(patches of x_k, c)
+    v          = network(x_k, c)
     loss       = weight(k) (v - v_k)^2                                            (schedules.py)
 
 A frame is drawn beside the clean ones, in `steps` steps of DDIM, from noise that is drawn once.
@@ -14,8 +14,7 @@ Those that are past are told as if they were a little noisy (`stabilise`), so th
 are taken for noise; they lie in a cache, and each step computes the new frame alone. History
 guidance (2025, arXiv:2502.06764), in its plainest form, goes on from what is told without a past.
 
-What differs: patches of pixels in the place of a VAE's latents, and the published 3D U-Net is the
-transformer that Oasis has.
+What differs: pixels in the place of a VAE's latents.
 
 Dimensions: b films, t frames, c channels, s patches of a frame, d width.
 """
@@ -34,6 +33,7 @@ from models.worlds.initialise import init_uniform
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import DiffusionForcingConfig, Objective
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
+from models.worlds.video.film_unet import FilmUNet
 from models.worlds.video.film_world import (
     DRAWN,
     FilmWorld,
@@ -55,6 +55,48 @@ from models.worlds.video.schedules import (
 LARGEST = 6.0  # of noise
 
 
+class PatchTransformer(nn.Module):
+    """Tells the pixels of films, cut into patches, each with what is around it.
+
+    Args:
+        channels: of a pixel.
+        size: height and width of a frame.
+    """
+
+    def __init__(self, config: DiffusionForcingConfig, channels: int, size: int) -> None:
+        super().__init__()
+        self.patch, self.margin, d = config.patch, config.margin, config.transformer.dim
+        self.enter = nn.Linear(channels * (self.patch + 2 * self.margin) ** 2, d)
+        self.place = nn.Parameter(torch.empty((size // self.patch) ** 2, d))
+        self.transformer = FilmTransformer(config.transformer)
+        self.modulation = nn.Linear(d, 2 * d)
+        self.leave = nn.Linear(d, channels * self.patch**2)
+
+    def init_own(self, generator: torch.Generator | None) -> None:
+        self.place.normal_(0.0, 0.02, generator=generator)
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Every block does nothing at first, and what is told is 0."""
+        self.transformer.silence()
+        for part in (self.modulation, self.leave):
+            for parameter in part.parameters():
+                parameter.zero_()
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t c h w"],
+        c: Float[Tensor, "b t d"],
+        cache: FilmCache | None = None,
+    ) -> tuple[Float[Tensor, "b t c h w"], FilmCache]:
+        """What is told of frames that follow those in the cache, and the cache with them."""
+        tokens = self.enter(patches_of(x, self.patch, self.margin)) + self.place
+        tokens, kept = self.transformer(tokens, c, cache)
+        scale, shift = self.modulation(F.silu(c))[:, :, None].chunk(2, dim=-1)
+        tokens = F.rms_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift
+        return pictures_of(self.leave(tokens), self.patch), kept
+
+
 class DiffusionForcing(FilmWorld):
     """Tells the velocities of noisy films, and draws their next frames."""
 
@@ -62,30 +104,23 @@ class DiffusionForcing(FilmWorld):
 
     def __init__(self, config: DiffusionForcingConfig) -> None:
         super().__init__(config)
-        d, side = config.transformer.dim, self.size // config.patch
-        pixels = self.channels * config.patch**2
+        d = config.transformer.dim
         # Of levels 0 .. LEVELS - 1, and of -1.
         self.abar = nn.Buffer(with_clean(signal(config.schedule)).float())
-        self.enter = nn.Linear(self.seen, d)
-        self.place = nn.Parameter(torch.empty(side * side, d))
         self.level = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d))
         self.action = ActionTable(self.parts, d, none=True)  # the last: none is known
-        self.transformer = FilmTransformer(config.transformer)
-        self.modulation = nn.Linear(d, 2 * d)
-        self.leave = nn.Linear(d, pixels)
-
-    def init_own(self, generator: torch.Generator | None) -> None:
-        self.place.normal_(0.0, 0.02, generator=generator)
+        self.network: FilmUNet | PatchTransformer
+        if config.widths:
+            self.network = FilmUNet(config, self.channels)
+        else:
+            self.network = PatchTransformer(config, self.channels, self.size)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Random weights; every block does nothing at first, and v is 0."""
+        """Random weights; every block does nothing at first, and what is told is 0."""
         init_uniform(self, generator)
         self.abar.copy_(with_clean(signal(self.config.schedule)))
-        self.transformer.silence()
-        for part in (self.modulation, self.leave):
-            for parameter in part.parameters():
-                parameter.zero_()
+        self.network.silence()
 
     def forward(
         self,
@@ -99,13 +134,9 @@ class DiffusionForcing(FilmWorld):
         Args:
             before: the action before each frame; `config.actions` where none is known.
         """
-        config, p = self.config, self.config.patch
+        config = self.config
         c = self.level(sines(level, config.transformer.dim)) + self.action(before)
-        tokens = self.enter(patches_of(x, p, config.margin)) + self.place
-        tokens, kept = self.transformer(tokens, c, cache)
-        scale, shift = self.modulation(F.silu(c))[:, :, None].chunk(2, dim=-1)
-        tokens = self.leave(F.rms_norm(tokens, tokens.shape[-1:]) * (1 + scale) + shift)
-        told = pictures_of(tokens, p)
+        told, kept = self.network(x, c, cache)
         if config.objective == Objective.v:
             return told, kept
         return velocity_of(x, told, self.abar[level][..., None, None, None]), kept

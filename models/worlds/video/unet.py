@@ -12,6 +12,7 @@ Dimensions: b images, c channels, h and w their height and width, e width of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -80,18 +81,27 @@ class Residual(nn.Module):
         return x if self.attention is None else self.attention(x)
 
 
+def unchanged(x: Tensor) -> Tensor:
+    return x
+
+
 class UNet(nn.Module):
     """Levels of halved size, and back.
 
     Args:
         widths: channels of each level.
         depth: residual blocks of a level on the way down; one more on the way up.
+
+    Attributes:
+        given: channels of what each residual block gives, in the order in which they run.
     """
 
     def __init__(self, widths: list[int], depth: int, condition: int, attends: bool) -> None:
         super().__init__()
         self.down, self.shrink, self.up, self.grow = (nn.ModuleList() for _ in range(4))
         seen: list[int] = [widths[0]]  # channels of what is seen again
+        self.given = [width for width in widths for _ in range(depth)] + 2 * [widths[-1]]
+        self.given += [width for width in reversed(widths) for _ in range(depth + 1)]
         for level, width in enumerate(widths):
             before = widths[max(0, level - 1)]
             sizes = [before, *[width] * depth]
@@ -111,20 +121,30 @@ class UNet(nn.Module):
             if level:
                 self.grow.append(nn.Conv2d(width, width, 3, padding=1))
 
-    def forward(self, x: Float[Tensor, "b c h w"], e: Float[Tensor, "b e"]) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        e: Float[Tensor, "b e"],
+        after: Callable[[Tensor], Tensor] = unchanged,
+    ) -> Float[Tensor, "b c h w"]:
+        """The images, told e.
+
+        Args:
+            after: what is done to what each residual block gives.
+        """
         seen = [x]
         for level, blocks in enumerate(self.down):
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
-                seen.append(x := block(x, e))
+                seen.append(x := after(block(x, e)))
             if level < len(self.shrink):
                 seen.append(x := self.shrink[level](x))
         for block in self.middle:
-            x = block(x, e)
+            x = after(block(x, e))
         for level, blocks in enumerate(self.up):
             assert isinstance(blocks, nn.ModuleList)
             if level:
                 x = self.grow[level - 1](F.interpolate(x, scale_factor=2, mode="nearest"))
             for block in blocks:
-                x = block(torch.cat([x, seen.pop()], dim=1), e)
+                x = after(block(torch.cat([x, seen.pop()], dim=1), e))
         return x
