@@ -60,9 +60,10 @@ def test_beside_a_cache_frames_are_those_of_a_banded_pass_over_everything() -> N
         model(x[:, :2], c[:, :2], cache)
 
 
+@pytest.mark.parametrize("all_again", [False, True])
 @torch.no_grad()
-def test_what_is_given_after_each_block_is_what_the_list_of_widths_says() -> None:
-    unet, widths = UNet([16, 32, 48], 2, 4, attends=False), []
+def test_what_each_stage_gives_is_as_wide_as_is_said(all_again: bool) -> None:
+    unet, widths = UNet([16, 32, 48], 2, 4, attends=False, all_again=all_again), []
 
     def after(x: torch.Tensor) -> torch.Tensor:
         widths.append(x.shape[1])
@@ -70,9 +71,8 @@ def test_what_is_given_after_each_block_is_what_the_list_of_widths_says() -> Non
 
     x, e = torch.randn(1, 16, 8, 8), torch.randn(1, 4)
     assert unet(x, e, after).shape == x.shape
-    assert (
-        widths == unet.given == [16, 16, 32, 32, 48, 48, 48, 48, 48, 48, 48, 32, 32, 32, 16, 16, 16]
-    )
+    assert widths == unet.given == [16, 32, 48, 48, 48, 32, 16]
+    assert [len(blocks) for blocks in unet.up] == [2 + all_again] * 3
 
 
 @torch.no_grad()

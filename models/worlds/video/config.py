@@ -199,7 +199,7 @@ class DiffusionForcingConfig(FilmWorldConfig):
     widths: list[int] = field(default_factory=list)
     "Channels of the levels of a U-Net (Diffusion Forcing); none: the transformer (Oasis)."
     depth: int = 1
-    "Residual blocks of a level of the U-Net, on the way down; one more on the way up."
+    "Residual blocks of a level of the U-Net, on the way down and on the way up."
     schedule: Schedule = Schedule.cosine
     "cosine, sigmoid or linear."
     objective: Objective = Objective.v

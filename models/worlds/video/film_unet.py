@@ -1,8 +1,8 @@
 """A U-Net over films: convolutions within a frame, attention over frames at each place.
 
 The causal U-Net of Diffusion Forcing (2024, arXiv:2407.01392), which is that of video diffusion
-(2022, arXiv:2204.03458) with a mask: DIAMOND's U-Net (unet.py) on each frame, told the condition of
-that frame, and after every residual block, at each place,
+(2022, arXiv:2204.03458) with a mask: residual blocks (unet.py) on each frame, told the condition of
+that frame, and after every level, down and up, and after the bottom, at each place,
 
     x = x + attention over time(rmsnorm(x))           causal, in a window (film_transformer.py)
 
@@ -63,7 +63,7 @@ class FilmUNet(nn.Module):
         self.patch, channels = config.patch, channels * config.patch**2
         wide, e = config.widths[0], config.transformer.dim
         self.enter = nn.Conv2d(channels, wide, 3, padding=1)
-        self.unet = UNet(config.widths, config.depth, e, attends=True)
+        self.unet = UNet(config.widths, config.depth, e, attends=True, all_again=False)
         self.over_time = nn.ModuleList(
             OverTime(width, config.transformer) for width in self.unet.given
         )
@@ -106,7 +106,8 @@ class FilmUNet(nn.Module):
             return y
 
         e = c.flatten(0, 1)
-        y = self.enter(F.pixel_unshuffle(x.flatten(0, 1), self.patch))
+        y = F.pixel_unshuffle(x.flatten(0, 1), self.patch)
+        y = self.enter(y.contiguous(memory_format=torch.channels_last))
         y = self.unet(y, e, over_time)
         y = F.pixel_shuffle(self.leave(F.silu(self.norm(y, e))), self.patch)
         return y.unflatten(0, x.shape[:2]), FilmCache(tuple(keys), tuple(values))

@@ -90,18 +90,22 @@ class UNet(nn.Module):
 
     Args:
         widths: channels of each level.
-        depth: residual blocks of a level on the way down; one more on the way up.
+        depth: residual blocks of a level on the way down.
+        all_again: see again on the way up, in one block more of each level, what the first block
+            is given and what the downsamplings give; otherwise only what residual blocks give.
 
     Attributes:
-        given: channels of what each residual block gives, in the order in which they run.
+        given: channels of what each stage gives: the levels on the way down, the bottom, and the
+            levels on the way up.
     """
 
-    def __init__(self, widths: list[int], depth: int, condition: int, attends: bool) -> None:
+    def __init__(
+        self, widths: list[int], depth: int, condition: int, attends: bool, all_again: bool = True
+    ) -> None:
         super().__init__()
+        self.all_again = all_again
         self.down, self.shrink, self.up, self.grow = (nn.ModuleList() for _ in range(4))
-        seen: list[int] = [widths[0]]  # channels of what is seen again
-        self.given = [width for width in widths for _ in range(depth)] + 2 * [widths[-1]]
-        self.given += [width for width in reversed(widths) for _ in range(depth + 1)]
+        seen: list[int] = [widths[0]] if all_again else []  # channels of what is seen again
         for level, width in enumerate(widths):
             before = widths[max(0, level - 1)]
             sizes = [before, *[width] * depth]
@@ -109,17 +113,18 @@ class UNet(nn.Module):
             seen += [width] * depth
             if level < len(widths) - 1:
                 self.shrink.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-                seen.append(width)
+                seen += [width] if all_again else []
         last = widths[-1]
         self.middle = nn.ModuleList(Residual(last, last, condition, attends) for _ in range(2))
         for level, width in reversed(list(enumerate(widths))):
             blocks = nn.ModuleList()
-            for _ in range(depth + 1):
+            for _ in range(depth + all_again):
                 blocks.append(Residual(last + seen.pop(), width, condition))
                 last = width
             self.up.append(blocks)
             if level:
                 self.grow.append(nn.Conv2d(width, width, 3, padding=1))
+        self.given = [*widths, widths[-1], *reversed(widths)]
 
     def forward(
         self,
@@ -130,21 +135,25 @@ class UNet(nn.Module):
         """The images, told e.
 
         Args:
-            after: what is done to what each residual block gives.
+            after: what is done to what each stage gives.
         """
-        seen = [x]
+        seen = [x] if self.all_again else []
         for level, blocks in enumerate(self.down):
             assert isinstance(blocks, nn.ModuleList)
             for block in blocks:
-                seen.append(x := after(block(x, e)))
+                seen.append(x := block(x, e))
+            seen[-1] = x = after(x)
             if level < len(self.shrink):
-                seen.append(x := self.shrink[level](x))
+                x = self.shrink[level](x)
+                seen += [x] if self.all_again else []
         for block in self.middle:
-            x = after(block(x, e))
+            x = block(x, e)
+        x = after(x)
         for level, blocks in enumerate(self.up):
             assert isinstance(blocks, nn.ModuleList)
             if level:
                 x = self.grow[level - 1](F.interpolate(x, scale_factor=2, mode="nearest"))
             for block in blocks:
-                x = after(block(torch.cat([x, seen.pop()], dim=1), e))
+                x = block(torch.cat([x, seen.pop()], dim=1), e)
+            x = after(x)
         return x
