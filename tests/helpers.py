@@ -116,8 +116,8 @@ SMALL_PINFALL = {
     ],
     "diffusion_forcing": [
         "experiment=diffusion_forcing/pinfall",
+        "model.widths=[16]",
         "model.transformer.dim=12",
-        "model.transformer.depth=2",
         "model.steps=2",
         "data.seq_len=6",
     ],

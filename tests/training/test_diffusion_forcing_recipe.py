@@ -119,7 +119,7 @@ def test_what_cannot_be_is_refused(overrides: list[str], says: str) -> None:
 
 def test_a_network_that_tells_clean_frames_has_the_velocity_that_goes_with_them() -> None:
     made = recipe("model.objective=x")
-    model, told = made.model.eval(), recipe().model.eval()
+    model, told = made.model.eval(), recipe("model.objective=v").model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)

@@ -180,7 +180,7 @@ def test_what_cannot_be_is_refused(teacher: Path, tmp_path: Path) -> None:
             [f"recipe.teacher={teacher}", "model.transformer.dim=24"],
             r"has model\.transformer=.*'dim': 12.*give the student the teacher's",
         ),
-        ([f"recipe.teacher={teacher}", "model.patch=8"], r"has model\.patch=4, the student 8"),
+        ([f"recipe.teacher={teacher}", "model.patch=8"], r"has model\.patch=2, the student 8"),
         (["recipe.critic_steps=0"], r"recipe\.critic_steps=0"),
     ):
         with pytest.raises(UserError, match=says):
