@@ -124,6 +124,7 @@ SMALL_PINFALL = {
     "dreamer4": [
         "experiment=dreamer4/pinfall",
         "model.transformer.dim=12",
+        "model.transformer.heads=2",
         "model.transformer.depth=2",
         "model.steps=2",
         "recipe.jumps_after=0",
@@ -132,6 +133,7 @@ SMALL_PINFALL = {
     "genie": [
         "experiment=genie/pinfall",
         "model.transformer.dim=12",
+        "model.transformer.heads=2",
         "model.transformer.depth=2",
         "model.levels=[4,3]",
         "model.steps=2",
