@@ -131,8 +131,8 @@ def test_in_the_encoder_patches_do_not_see_latents_nor_in_the_decoder_latents_pa
 
 
 def test_first_the_tokenizer_learns_and_then_the_dynamics_alone() -> None:
-    small = ["model.margin=0", "model.tokenizer.latents=3", "model.tokenizer.channels=4",
-             "model.tokenizer.dim=8", "model.tokenizer.depth=1", "model.tokenizer.heads=2"]  # fmt: skip
+    small = ["model.margin=0", *(f"model.tokenizer.{size}" for size in (
+        "latents=3", "channels=4", "dim=8", "depth=1", "heads=2"))]  # fmt: skip
     made = recipe(*small, "recipe.prepare=0.5", "recipe.jumps_after=0.75", "loop.steps=4",
                   "optim.ema_decay=null")  # fmt: skip
     for step in range(4):
