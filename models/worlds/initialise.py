@@ -9,6 +9,14 @@ NORMS = nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.BatchNorm1d | nn.BatchNorm
 
 
 @torch.no_grad()
+def init_zero(*modules: nn.Module) -> None:
+    """Every weight and bias in the modules 0."""
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.zero_()
+
+
+@torch.no_grad()
 def init_uniform(module: nn.Module, generator: torch.Generator | None = None) -> None:
     """Weights and biases uniform within 1 / sqrt(fan-in), norms as the identity.
 

@@ -142,7 +142,8 @@ def test_pictures_that_are_shown_are_those_of_the_first_seed(
         (run.path / "figures").mkdir(parents=True)
         (run.path / "figures" / "film.svg").write_text(f"<svg>{run.name} {run.index}</svg>")
 
-    assert reproduce("paper=fake", launch=FakeLaunch(draw))[0] == 0
+    code, said = reproduce("paper=fake", launch=FakeLaunch(draw))
+    assert code == 0 and "wide/nothing is not shown: there is no " in said
     assert (folder / "figures" / "cpu_film.svg").read_text() == "<svg>main 0</svg>"
     assert not (folder / "figures" / "cpu_nothing.svg").exists()
     assert "figures/cpu_film.svg" in (folder / "README.md").read_text()

@@ -256,8 +256,11 @@ def draw(file: Path) -> None:
 def show(claims: PaperClaims, scale: str, runs: Sequence[PlannedRun]) -> None:
     """Keep the pictures that the claims show, of each run's first seed, in the paper's folder."""
     for name, figure in claims.shows:
-        made = next((run.path for run in runs if run.name == name), None)
-        if made is not None and (picture := made / "figures" / f"{figure}.svg").exists():
+        for run in (run for run in runs if run.name == name and run.index == 0):
+            picture = run.path / "figures" / f"{figure}.svg"
+            if not picture.exists():
+                print(f"{name}/{figure} is not shown: there is no {picture}")
+                continue
             kept = claims.file.parent / "figures" / f"{scale}_{figure}.svg"
             kept.parent.mkdir(exist_ok=True)
             write_atomic(kept, picture.read_text())

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.worlds.initialise import init_uniform
+from models.worlds.initialise import init_uniform, init_zero
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import DiamondConfig
 from models.worlds.video.edm import karras_grid, precondition
@@ -81,12 +81,9 @@ class Diamond(DrawnWorld):
         self.frequencies.normal_(generator=generator)
         self.action.weight.normal_(generator=generator)
         self.outcomes.action.weight.normal_(generator=generator)
-        zero: list[nn.Module] = [self.leave]
-        zero += [part.second for part in self.modules() if isinstance(part, Residual)]
-        zero += [part.out for part in self.modules() if isinstance(part, SelfAttention)]
-        for layer in zero:
-            for parameter in layer.parameters():
-                parameter.zero_()
+        init_zero(self.leave)
+        init_zero(*(part.second for part in self.modules() if isinstance(part, Residual)))
+        init_zero(*(part.out for part in self.modules() if isinstance(part, SelfAttention)))
 
     def forward(
         self,

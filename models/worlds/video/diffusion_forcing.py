@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.worlds.initialise import init_uniform
+from models.worlds.initialise import init_uniform, init_zero
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import DiffusionForcingConfig, Objective
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
@@ -75,13 +75,10 @@ class PatchTransformer(nn.Module):
     def init_own(self, generator: torch.Generator | None) -> None:
         self.place.normal_(0.0, 0.02, generator=generator)
 
-    @torch.no_grad()
     def silence(self) -> None:
         """Every block does nothing at first, and what is told is 0."""
         self.transformer.silence()
-        for part in (self.modulation, self.leave):
-            for parameter in part.parameters():
-                parameter.zero_()
+        init_zero(self.modulation, self.leave)
 
     def forward(
         self,

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from models.worlds.initialise import init_uniform
+from models.worlds.initialise import init_uniform, init_zero
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import Dreamer4Config
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
@@ -71,8 +71,7 @@ class Dreamer4(FilmWorld):
         for table in (self.action, self.signal, self.stride):
             table.weight.normal_(generator=generator)
         self.action.weight[-1] = 0.0
-        for parameter in self.leave.parameters():
-            parameter.zero_()
+        init_zero(self.leave)
 
     def cut(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t s p"]:
         """Patches of frames in [0, 1], in [-1, 1]."""

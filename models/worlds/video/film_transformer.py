@@ -28,6 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kernels.attention.op import attention
+from models.worlds.initialise import init_zero
 from models.worlds.video.config import FilmTransformerConfig
 
 THETA = 1000.0  # of the rotations: windows are short
@@ -46,6 +47,12 @@ class FilmCache(NamedTuple):
     def frames(self) -> int:
         """How many are kept."""
         return self.keys[0].shape[1] if self.keys else 0
+
+
+def check_beside(x: Float[Tensor, "b t ..."], cache: FilmCache | None) -> None:
+    """Raise ValueError if there is more than one frame beside a cache."""
+    if cache is not None and x.shape[1] != 1:
+        raise ValueError(f"{x.shape[1]} frames beside a cache: they are told one by one")
 
 
 def rotate(x: Float[Tensor, "b n h hd"], first: int = 0) -> Float[Tensor, "b n h hd"]:
@@ -178,13 +185,11 @@ class FilmTransformer(nn.Module):
             for i in range(config.depth)
         )
 
-    @torch.no_grad()
     def silence(self) -> None:
         """Every block does nothing at first."""
         for block in self.blocks:
             assert isinstance(block, Block) and block.modulation is not None
-            for parameter in block.modulation.parameters():
-                parameter.zero_()
+            init_zero(block.modulation)
 
     def forward(
         self,
@@ -197,8 +202,7 @@ class FilmTransformer(nn.Module):
         Raises:
             ValueError: more than one frame beside a cache.
         """
-        if cache is not None and x.shape[1] != 1:
-            raise ValueError(f"{x.shape[1]} frames beside a cache: they are told one by one")
+        check_beside(x, cache)
         keys, values, count = [], [], 0
         for block in self.blocks:
             past = None

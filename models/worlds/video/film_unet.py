@@ -24,12 +24,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.worlds.initialise import init_zero
 from models.worlds.video.config import (
     HEAD_OVER_TIME,
     DiffusionForcingConfig,
     FilmTransformerConfig,
 )
-from models.worlds.video.film_transformer import FilmCache, TimeAttention
+from models.worlds.video.film_transformer import FilmCache, TimeAttention, check_beside
 from models.worlds.video.unet import AdaptiveNorm, Residual, SelfAttention, UNet
 
 
@@ -70,16 +71,12 @@ class FilmUNet(nn.Module):
         self.norm = AdaptiveNorm(wide, e)
         self.leave = nn.Conv2d(wide, channels, 3, padding=1)
 
-    @torch.no_grad()
     def silence(self) -> None:
         """Every block does nothing at first, and what is told is 0."""
-        zero: list[nn.Module] = [self.leave]
-        zero += [part.second for part in self.modules() if isinstance(part, Residual)]
-        zero += [part.out for part in self.modules()
-                 if isinstance(part, SelfAttention | TimeAttention)]  # fmt: skip
-        for layer in zero:
-            for parameter in layer.parameters():
-                parameter.zero_()
+        parts = list(self.modules())
+        init_zero(self.leave)
+        init_zero(*(part.second for part in parts if isinstance(part, Residual)))
+        init_zero(*(part.out for part in parts if isinstance(part, SelfAttention | TimeAttention)))
 
     def forward(
         self,
@@ -92,8 +89,7 @@ class FilmUNet(nn.Module):
         Raises:
             ValueError: more than one frame beside a cache.
         """
-        if cache is not None and x.shape[1] != 1:
-            raise ValueError(f"{x.shape[1]} frames beside a cache: they are told one by one")
+        check_beside(x, cache)
         keys: list[Tensor] = []
         values: list[Tensor] = []
 

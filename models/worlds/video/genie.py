@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.worlds.initialise import init_uniform
+from models.worlds.initialise import init_uniform, init_zero
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import GenieConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
@@ -171,10 +171,7 @@ class Genie(FilmWorld):
         """Random weights; at first all codes are as likely, and nothing is told to change."""
         init_uniform(self, generator)
         self.named.copy_(torch.arange(len(self.named)) % self.told)
-        silent = [self.dynamics.leave[1]] + ([self.latents.leave[1]] if self.latents else [])
-        for part in silent:
-            for parameter in part.parameters():
-                parameter.zero_()
+        init_zero(self.dynamics.leave[1], *([self.latents.leave[1]] if self.latents else []))
 
     def cut(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t s p"]:
         """Patches of frames, in [-1, 1]."""
