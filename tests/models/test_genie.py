@@ -130,17 +130,17 @@ def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again(margi
     assert memory.cache.frames == WINDOW - 1 and past.shape[1] == 14
 
 
+@pytest.mark.parametrize("local", [False, True])
 @torch.no_grad()
-def test_a_latent_action_sees_the_frame_after_it_and_none_later() -> None:
-    model, (frames, _) = genie(), clip(5)
+def test_a_latent_action_sees_the_frame_after_it_and_none_later(local: bool) -> None:
+    model, (frames, _) = genie(local=local), clip(5)
     assert model.latents is not None
     x = model.cut(frames)
     moved = x.clone()
     moved[:, 3] = -moved[:, 3]
-    z = [model.latents.to_code(model.latents.encoder(model.latents.enter(y), None)[0].mean(2))
-         for y in (x, moved)]  # fmt: skip
+    z = [model.latents.numbers(y) for y in (x, moved)]
     changed = (z[0] - z[1]).abs().amax((0, 2)) > 1e-6
-    assert changed.tolist() == [False, False, False, True, True]
+    assert changed.tolist() == [False, False, True, True]
     code = model.latents.encode(x)
     told = [model.latents.decode(x[:, :-1], c) for c in (code, -1 - code)]
     for t in range(4):  # what is told of a frame depends on the codes up to it alone
@@ -148,6 +148,50 @@ def test_a_latent_action_sees_the_frame_after_it_and_none_later() -> None:
         now = model.latents.decode(x[:, :-1], mixed)
         assert torch.allclose(now[:, :t], told[0][:, :t], atol=1e-6)
         assert not torch.allclose(now[:, t], told[0][:, t], atol=1e-6)
+
+
+@torch.no_grad()
+def test_what_is_local_sees_no_further_than_its_margin() -> None:
+    frames, _ = clip(2)
+    dotted = frames.clone()
+    dotted[..., 0, 0] = 1 - dotted[..., 0, 0]  # in the first of four patches of 4 x 4
+    for local, margin, seen in ((True, 0, [0]), (True, 4, [0, 1, 2, 3]), (False, 0, [0, 1, 2, 3])):
+        model = genie(local=local, margin=margin)
+        told = [model.tokenizer.to_code(model.tokenizer.encoder(
+            model.tokenizer.enter(model.cut(x)), None)[0]) for x in (frames, dotted)]  # fmt: skip
+        changed = (told[0] - told[1]).abs().amax((0, 1, 3)) > 1e-7
+        assert changed.nonzero().flatten().tolist() == seen
+
+
+def test_latent_actions_that_are_all_the_same_are_led_apart() -> None:
+    model, (frames, _) = genie(latent_levels=[2, 2, 2]).train(), clip(5)
+    assert model.latents is not None
+    readout = model.latents.to_code[1]
+    with torch.no_grad():
+        readout.weight.mul_(1e-3)
+        readout.bias.fill_(0.5)
+    assert model.done(frames, torch.zeros(len(frames), 4).long()).unique().numel() == 1
+    assert 0.9 < model.prepare(frames)["alike"] < 1
+    optimizer = torch.optim.Adam(model.latents.to_code.parameters(), lr=0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model.prepare(frames)["alike"].backward()
+        optimizer.step()
+    assert model.prepare(frames)["alike"] < 0.1
+    assert model.done(frames, torch.zeros(len(frames), 4).long()).unique().numel() > 3
+
+
+@torch.no_grad()
+def test_the_dynamics_is_shown_numbers_of_codes_but_none_of_what_is_masked() -> None:
+    model, (frames, actions) = genie(), clip(3)
+    tokens = model.encode(frames)
+    before = torch.nn.functional.pad(model.done(frames, actions), (1, 0), value=8)
+    masked = torch.full_like(tokens, model.dynamics.mask)
+    shown = [model(x, before)[0] for x in (tokens, masked)]
+    model.dynamics.number.weight.add_(1.0)
+    again = [model(x, before)[0] for x in (tokens, masked)]
+    assert not torch.allclose(shown[0], again[0])
+    assert torch.equal(shown[1], again[1])
 
 
 def test_no_part_learns_from_the_error_of_another() -> None:

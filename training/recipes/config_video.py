@@ -109,6 +109,8 @@ class GenieRecipeConfig(VideoWorldConfig):
     "Which recipe: the stem of its file."
     prepare: float = 0.3
     "Share of the run in which the tokenizer and the latent actions learn; then the dynamics does."
+    spread: float = 0.01
+    "Weight of the term that keeps latent actions from being all the same."
     clean: float = 0.5
     "Share of the frames no token of which is masked (published: 0)."
     masked: float = 0.5
@@ -119,6 +121,7 @@ class GenieRecipeConfig(VideoWorldConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, "recipe", 0.0, 1.0, "prepare", "clean", "masked")
+        at_least(self, "recipe", 0, "spread")
         at_least(self, "recipe", 1, "labelled")
         if self.prepare in (0.0, 1.0) or self.clean == 1:
             raise ValueError(

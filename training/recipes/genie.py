@@ -4,6 +4,7 @@ Genie (2024, arXiv:2402.15391). In the first `recipe.prepare` of the run, from f
 
     tokenizer   |decode(encode(x_t)) - x_t|^2
     latents     |x_{t+1} told from x_1 .. x_t and the code of what was done - x_{t+1}|^2
+    alike       `recipe.spread` of how little the numbers of latent actions vary in a clip
 
 then, with both as they are, the dynamics:
 
@@ -11,7 +12,8 @@ then, with both as they are, the dynamics:
 
 The first frame of a clip is never masked, of the others a share between `recipe.masked` and all of
 the tokens. What differs: a share of the frames (`recipe.clean`) is not masked at all, since frames
-of the past are whole when one is drawn; and every frame's share is its own.
+of the past are whole when one is drawn; every frame's share is its own; and `alike`, in the place
+of what keeps a codebook in use.
 
 At every evaluation `recipe.labelled` clips whose actions are known say which latent action each
 action is: the one that is most often found where it was done.
@@ -59,7 +61,8 @@ class GenieTraining(VideoWorldTraining):
         if self.trainer.count < self.recipe.prepare * self.config.loop.steps:
             terms = self.model.prepare(frames)
             self.note(**terms)
-            return torch.stack(list(terms.values())).sum()
+            weights = {"alike": self.recipe.spread}
+            return torch.stack([weights.get(k, 1.0) * term for k, term in terms.items()]).sum()
         tokens, done = self.model.encode(frames), self.model.done(frames, actions)
         masked = self.masked(tokens, rows)
         shown = tokens.masked_fill(masked, self.model.dynamics.mask)

@@ -313,6 +313,8 @@ class GenieConfig(FilmWorldConfig):
     "Levels of the numbers of a token's code: their product is how many codes there are."
     tokenizer_depth: int = 2
     "Blocks of the tokenizer's encoder, and of its decoder."
+    local: bool = False
+    "Codes and latent actions are told from patches and their margins alone, not whole frames."
     latent_levels: list[int] = field(default_factory=lambda: [2, 2, 2])
     "Levels of a latent action's numbers; []: the dynamics is told the actions of the data."
     latent_depth: int = 2

@@ -14,7 +14,9 @@ most often is (`named`), as the paper does for cloning behaviour. With `latent_l
 dynamics is told the actions themselves.
 
 What differs: finite scalar quantisation in the place of learned codebooks; the tokenizer sees each
-frame by itself; the decoder of actions tells what changes from x_t.
+frame by itself, and with `local` each patch with its margin: what is still keeps its codes. Actions
+are read off where something changed, and told as what changes from x_t. Tokens are shown to the
+dynamics by the numbers of their codes too: neighbours among codes look alike.
 
 Dimensions: b films, t frames, c channels, s patches of a frame, d width, k numbers of a code.
 """
@@ -32,7 +34,7 @@ from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform, init_zero
 from models.worlds.video.actions import ActionTable
-from models.worlds.video.config import GenieConfig
+from models.worlds.video.config import FilmTransformerConfig, GenieConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
 from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of, widened
 from models.worlds.video.fsq import code_of, index_of, quantise, size_of
@@ -67,6 +69,25 @@ class Places(nn.Module):
         return x + self.place
 
 
+class Alone(nn.Module):
+    """MLPs that see each token by itself, in the place of a transformer over frames."""
+
+    def __init__(self, layers: FilmTransformerConfig) -> None:
+        super().__init__()
+        d, wide = layers.dim, layers.mlp_ratio * layers.dim
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.RMSNorm(d), nn.Linear(d, wide), nn.GELU(), nn.Linear(wide, d))
+            for _ in range(layers.depth)
+        )
+
+    def forward(
+        self, x: Float[Tensor, "b t s d"], c: None
+    ) -> tuple[Float[Tensor, "b t s d"], None]:
+        for block in self.blocks:
+            x = x + block(x)
+        return x, None
+
+
 class Tokenizer(nn.Module):
     """Patches of a frame to codes and back, each frame by itself."""
 
@@ -75,7 +96,8 @@ class Tokenizer(nn.Module):
         layers = replace(config.transformer, depth=config.tokenizer_depth, time_every=1)
         d, self.levels = layers.dim, config.levels
         self.enter = Patches(seen, places, config)
-        self.encoder = FilmTransformer(layers, conditioned=False, over_time=False)
+        whole = FilmTransformer(layers, conditioned=False, over_time=False)
+        self.encoder = Alone(layers) if config.local else whole
         self.to_code = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, len(self.levels)))
         self.from_code = nn.Linear(len(self.levels), d)
         self.place = Places(places, d)
@@ -97,18 +119,26 @@ class LatentActions(nn.Module):
         super().__init__()
         layers = replace(config.transformer, depth=config.latent_depth)
         d, self.levels = layers.dim, config.latent_levels
-        self.enter = Patches(seen, places, config)
-        self.encoder = FilmTransformer(layers, conditioned=False)
+        self.enter, self.change = Patches(seen, places, config), nn.Linear(seen, d, bias=False)
+        whole = FilmTransformer(layers, conditioned=False)
+        self.encoder = Alone(layers) if config.local else whole
+        self.where = nn.Linear(d, 1)
         self.to_code = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, len(self.levels)))
         self.again = Patches(seen, places, config)
         self.from_code = nn.Linear(len(self.levels), d)
         self.decoder = FilmTransformer(layers, conditioned=False)
         self.leave = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, pixels))
 
+    def numbers(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t-1 k"]:
+        """What is rounded to the code of what was done before each frame but the first."""
+        changed = F.pad(patches.diff(dim=1), (0, 0, 0, 0, 1, 0))
+        changed = self.change(widened(changed, self.enter.patch, self.enter.margin))
+        seen = self.encoder(self.enter(patches) + changed, None)[0][:, 1:]
+        return self.to_code((self.where(seen).softmax(dim=2) * seen).sum(dim=2))
+
     def encode(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t-1 k"]:
         """The code of what was done before each frame but the first."""
-        seen = self.encoder(self.enter(patches), None)[0].mean(2)
-        return quantise(self.to_code(seen[:, 1:]), self.levels)
+        return quantise(self.numbers(patches), self.levels)
 
     def decode(
         self, past: Float[Tensor, "b t s p"], code: Float[Tensor, "b t k"]
@@ -128,7 +158,9 @@ class Dynamics(nn.Module):
             codes,
             math.prod(parts),
         )  # the numbers after the last code, and last action
+        self.levels = config.levels
         self.enter = nn.Embedding(codes + 1, d)
+        self.number = nn.Linear(len(self.levels), d, bias=False)
         self.place = Places(places, d)
         self.action = ActionTable(parts, d, none=True)
         self.transformer = FilmTransformer(config.transformer, conditioned=False)
@@ -141,7 +173,8 @@ class Dynamics(nn.Module):
         cache: FilmCache | None = None,
     ) -> tuple[Float[Tensor, "b t s v"], FilmCache]:
         """Logits of the tokens of each frame, and the cache with them."""
-        x = self.place(self.enter(tokens)) + self.action(before)[:, :, None]
+        known = code_of(tokens, self.levels).masked_fill(tokens[..., None] == self.mask, 0.0)
+        x = self.place(self.enter(tokens) + self.number(known)) + self.action(before)[:, :, None]
         x, kept = self.transformer(x, None, cache)
         return self.leave(x), kept
 
@@ -178,12 +211,18 @@ class Genie(FilmWorld):
         return patches_of(frames, self.config.patch) * 2 - 1
 
     def prepare(self, frames: Float[Tensor, "b t c h w"]) -> dict[str, Float[Tensor, ""]]:
-        """Errors of the tokenizer and of the latent actions, of frames in [0, 1]."""
+        """Errors of the tokenizer and of the latent actions, of frames in [0, 1].
+
+        `alike`: how far the numbers of latent actions are from varying by 1 within a clip. One
+        code for everything tells nothing, and nothing that is told leads away from it.
+        """
         x = self.cut(frames)
         found = {"tokenizer": F.mse_loss(self.tokenizer.decode(self.tokenizer.encode(x)), x)}
         if self.latents is not None:
-            told = self.latents.decode(x[:, :-1], self.latents.encode(x))
+            numbers = self.latents.numbers(x)
+            told = self.latents.decode(x[:, :-1], quantise(numbers, self.latents.levels))
             found["latents"] = F.mse_loss(told, x[:, 1:])
+            found["alike"] = F.relu(1 - numbers.std(dim=1, correction=0)).mean()
         return found
 
     @torch.no_grad()
