@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.worlds.video.config import FilmTransformerConfig, GenieConfig
-from models.worlds.video.fsq import code_of, index_of, quantise, size_of
+from models.worlds.video.fsq import code_of, index_of, joined, quantise, size_of
 from models.worlds.video.genie import Genie
 from models.worlds.video.maskgit import counts, fill
 from models.worlds.video.noise import even
@@ -38,6 +38,19 @@ def test_every_code_has_a_number_and_every_number_its_code(levels: tuple[int, ..
         found = told[:, i].unique()
         assert len(found) == level and found.min() == -1
         torch.testing.assert_close(found.diff(), torch.full((level - 1,), 1 / (level // 2)))
+
+
+@pytest.mark.parametrize("levels", [(2,), (8, 5, 5, 5), (3, 4, 7)])
+def test_a_code_is_as_likely_as_its_numbers_are_together(levels: tuple[int, ...]) -> None:
+    logits = torch.randn(3, sum(levels), generator=torch.Generator().manual_seed(FRESH))
+    found = joined(logits, levels).log_softmax(-1)
+    apart = [one.log_softmax(-1) for one in logits.split(levels, dim=-1)]
+    for code in range(size_of(levels)):
+        digits = (
+            ((code_of(torch.tensor(code), levels) + 1) * (torch.tensor(levels) // 2)).round().int()
+        )
+        wanted = sum(one[:, digit] for one, digit in zip(apart, digits.tolist(), strict=True))
+        torch.testing.assert_close(found[:, code], wanted)
 
 
 def test_a_gradient_flows_through_the_rounding_as_if_there_were_none() -> None:

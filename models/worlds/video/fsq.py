@@ -50,6 +50,14 @@ def code_of(index: Int64[Tensor, " ..."], levels: Sequence[int]) -> Float[Tensor
     return (digit - of // 2) / (of // 2)
 
 
+def joined(logits: Float[Tensor, "... m"], levels: Sequence[int]) -> Float[Tensor, "... v"]:
+    """Logits of each code, of logits of the levels of each of its numbers: their sums."""
+    every, *others = logits.split(list(levels), dim=-1)
+    for one in others:
+        every = (one[..., :, None] + every[..., None, :]).flatten(-2)
+    return every
+
+
 def spans(levels: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Levels [k], and how many codes lie between two of each [k]."""
     return known_spans(tuple(levels), device)

@@ -15,8 +15,8 @@ dynamics is told the actions themselves.
 
 What differs: finite scalar quantisation in the place of learned codebooks; the tokenizer sees each
 frame by itself, and with `local` each patch with its margin: what is still keeps its codes. Actions
-are read off where something changed, and told as what changes from x_t. Tokens are shown to the
-dynamics by the numbers of their codes too: neighbours among codes look alike.
+are read off where something changed, and told as what changes from x_t. The dynamics is shown the
+numbers of codes, and tells each number by itself: neighbours among codes are alike to it.
 
 Dimensions: b films, t frames, c channels, s patches of a frame, d width, k numbers of a code.
 """
@@ -37,7 +37,7 @@ from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import FilmTransformerConfig, GenieConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
 from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of, widened
-from models.worlds.video.fsq import code_of, index_of, quantise, size_of
+from models.worlds.video.fsq import code_of, index_of, joined, quantise, size_of
 from models.worlds.video.maskgit import fill
 from models.worlds.video.noise import even
 
@@ -164,7 +164,7 @@ class Dynamics(nn.Module):
         self.place = Places(places, d)
         self.action = ActionTable(parts, d, none=True)
         self.transformer = FilmTransformer(config.transformer, conditioned=False)
-        self.leave = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, codes))
+        self.leave = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, sum(self.levels)))
 
     def forward(
         self,
@@ -176,7 +176,7 @@ class Dynamics(nn.Module):
         known = code_of(tokens, self.levels).masked_fill(tokens[..., None] == self.mask, 0.0)
         x = self.place(self.enter(tokens) + self.number(known)) + self.action(before)[:, :, None]
         x, kept = self.transformer(x, None, cache)
-        return self.leave(x), kept
+        return joined(self.leave(x), self.levels), kept
 
 
 class Genie(FilmWorld):
