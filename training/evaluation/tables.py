@@ -239,7 +239,8 @@ def caption(figure: Path) -> str:
 
 def explained(record: Record) -> str:
     """Why a claim did not come out: what decided, then what was found out."""
-    return ". ".join(part.rstrip(".") for part in (record["because"], record["reason"]) if part)
+    decided, found = ((record[key] or "").rstrip(".") for key in ("because", "reason"))
+    return f"{decided}. {found[0].upper()}{found[1:]}" if decided and found else decided or found
 
 
 def row(record: Record) -> list[str]:
