@@ -133,6 +133,7 @@ SMALL_PINFALL = {
     "genie": [
         "experiment=genie/pinfall",
         "model.transformer.dim=12",
+        "model.transformer.heads=3",
         "model.transformer.depth=2",
         "model.levels=[4,3]",
         "model.steps=2",

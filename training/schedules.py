@@ -15,8 +15,11 @@ def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
 
     Linear warm-up over `warmup_steps`, then constant, linear, cosine (SGDR, 2016, arXiv:1608.03983,
     eq. 5, one period), or wsd: constant until the last `decay_fraction`, then linear
-    (MiniCPM, 2024, arXiv:2404.06395). All but constant end at `final_lr_ratio`.
+    (MiniCPM, 2024, arXiv:2404.06395). All but constant end at `final_lr_ratio`. With `restart` the
+    whole of it, warm-up too, comes twice: until that share of the steps, and from there on.
     """
+    first = math.ceil(config.restart * steps)
+    step, steps = (step, first) if step < first else (step - first, steps - first)
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     span = max(1, steps - config.warmup_steps)

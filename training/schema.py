@@ -75,6 +75,8 @@ class OptimConfig:
     "Last part of the run over which wsd decays."
     final_lr_ratio: float = 0.0
     "Learning rate at the last step, relative to the peak."
+    restart: float = 0.0
+    "Share of the run after which the schedule begins anew, for recipes of two parts; 0: never."
     clip_norm: float | None = 1.0
     "Largest global gradient norm; null for no clipping."
     accumulate: int = 1
@@ -85,7 +87,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         above(self, "optim", 0, "lr", "muon_lr", "clip_norm")
         within(self, "optim", 0.0, 0.999999, "beta1", "beta2", "momentum", "ema_decay")
-        within(self, "optim", 0.0, 1.0, "decay_fraction", "final_lr_ratio")
+        within(self, "optim", 0.0, 1.0, "decay_fraction", "final_lr_ratio", "restart")
         at_least(self, "optim", 0, "warmup_steps", "weight_decay")
         at_least(self, "optim", 1, "accumulate")
 

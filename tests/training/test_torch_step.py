@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,5 @@ def test_schedules_warm_up_peak_at_one_and_end_at_the_ratio(schedule: Schedule) 
     assert lr_scale(config, 100, 100) == pytest.approx(end)
     if schedule == Schedule.wsd:
         assert (table[10:70] == 1.0).all() and table[80] < 1.0
+    again = lr_table(replace(config, restart=0.4), 250)  # anew, after what was a whole of its own
+    np.testing.assert_array_equal(again, [*lr_table(config, 100), *lr_table(config, 150)])

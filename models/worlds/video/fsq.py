@@ -3,11 +3,13 @@
 Finite Scalar Quantization: VQ-VAE Made Simple, 2023, arXiv:2309.15505. Of k numbers, the i-th takes
 one of L_i levels, evenly spread over [-1, 1]; together they are one of L_1 L_2 .. codes:
 
-    bounded  = (L - 1) (1 + eps) / 2 tanh(z + shift) - offset      offset 1/2 if L is even, else 0
-    code     = round(bounded) / floor(L / 2)                       the gradient skips the rounding
-    index    = sum_i (round(bounded_i) + floor(L_i / 2)) L_1 .. L_{i-1}
+    digit    = round((L - 1) (1 + tanh z) / 2)          the gradient skips the rounding
+    code     = 2 digit / (L - 1) - 1
+    index    = sum_i digit_i L_1 .. L_{i-1}
 
-`shift` makes z = 0 what is bounded to 0. No code can die, so that no loss is needed for them.
+No code can die, so that no loss is needed for them. What differs: all levels lie evenly about z = 0
+if their number is even, too. The paper shifts those so that 0 is one of them: of two levels the
+other is reached at z = -3.8 then, which a network that begins near 0 does not find.
 
 Dimensions: k numbers of a code.
 """
@@ -24,30 +26,24 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-EPS = 1e-3  # so much beyond the outer levels: they are reached before z is infinite
-
 
 def quantise(z: Float[Tensor, "... k"], levels: Sequence[int]) -> Float[Tensor, "... k"]:
     """Codes in [-1, 1]; a gradient flows as if nothing had been rounded."""
-    of, _ = spans(levels, z.device)
-    half = (of - 1) * (1 + EPS) / 2
-    offset = torch.where(of % 2 == 0, 0.5, 0.0)
-    bounded = half * torch.tanh(z + (offset / half).atanh()) - offset
-    rounded = bounded + (bounded.round() - bounded).detach()
-    return rounded / (of // 2)
+    most, _ = spans(levels, z.device)
+    digit = most * (1 + torch.tanh(z)) / 2
+    return 2 * (digit + (digit.round() - digit).detach()) / most - 1
 
 
 def index_of(code: Float[Tensor, "... k"], levels: Sequence[int]) -> Int64[Tensor, " ..."]:
     """The number of each code, from 0 to the product of the levels, excluded."""
-    of, basis = spans(levels, code.device)
-    return ((code * (of // 2)).round().long() + of // 2).mul(basis).sum(-1)
+    most, basis = spans(levels, code.device)
+    return ((code + 1) * most / 2).round().long().mul(basis).sum(-1)
 
 
 def code_of(index: Int64[Tensor, " ..."], levels: Sequence[int]) -> Float[Tensor, "... k"]:
     """The code of each number."""
-    of, basis = spans(levels, index.device)
-    digit = index[..., None] // basis % of
-    return (digit - of // 2) / (of // 2)
+    most, basis = spans(levels, index.device)
+    return 2 * (index[..., None] // basis % (most + 1)) / most - 1
 
 
 def joined(logits: Float[Tensor, "... m"], levels: Sequence[int]) -> Float[Tensor, "... v"]:
@@ -59,7 +55,7 @@ def joined(logits: Float[Tensor, "... m"], levels: Sequence[int]) -> Float[Tenso
 
 
 def spans(levels: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Levels [k], and how many codes lie between two of each [k]."""
+    """The highest level of each number [k], and how many codes lie between two of them [k]."""
     return known_spans(tuple(levels), device)
 
 
@@ -67,7 +63,8 @@ def spans(levels: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
 def known_spans(levels: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Made once, as what is copied to a GPU cannot be part of a CUDA graph."""
     basis = accumulate(levels[:-1], mul, initial=1)
-    return torch.tensor(levels, device=device), torch.tensor(list(basis), device=device)
+    most = torch.tensor(levels, device=device) - 1
+    return most, torch.tensor(list(basis), device=device)
 
 
 def size_of(levels: Sequence[int]) -> int:

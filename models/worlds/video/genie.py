@@ -15,7 +15,8 @@ dynamics is told the actions themselves.
 
 What differs: finite scalar quantisation in the place of learned codebooks; the tokenizer sees each
 frame by itself, and with `local` each patch with its margin: what is still keeps its codes. Actions
-are read off where something changed, and told as what changes from x_t. The dynamics is shown the
+are read off where the model looks, with `local` from two frames by convolutions, and told as what
+changes from x_t. The dynamics is shown the
 numbers of codes, and tells each number by itself: neighbours among codes are alike to it.
 
 Dimensions: b films, t frames, c channels, s patches of a frame, d width, k numbers of a code.
@@ -29,6 +30,7 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -40,6 +42,8 @@ from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictur
 from models.worlds.video.fsq import code_of, index_of, joined, quantise, size_of
 from models.worlds.video.maskgit import fill
 from models.worlds.video.noise import even
+
+LARGE = 1.5  # what a number of a latent action is let be before it is rounded
 
 
 class Patches(nn.Module):
@@ -112,16 +116,38 @@ class Tokenizer(nn.Module):
         return self.leave(self.decoder(self.place(self.from_code(code)), None)[0])
 
 
+class Changes(nn.Module):
+    """Convolutions over two frames: what moves is told alike wherever it is."""
+
+    def __init__(self, channels: int, d: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(2 * channels, d // 2, 5, padding=2),
+            nn.SiLU(),
+            nn.Conv2d(d // 2, d, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(d, d, 3, padding=1),
+        )
+
+    def forward(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t-1 s d"]:
+        """Of each frame but the first, from it and what changed in it."""
+        seen = torch.cat([frames[:, 1:], frames.diff(dim=1)], dim=2)
+        return rearrange(self.layers(seen.flatten(0, 1)), "(b t) d h w -> b t (h w) d", b=len(seen))
+
+
 class LatentActions(nn.Module):
-    """What was done between two frames, told from them and all before."""
+    """What was done between two frames: told from them alone (`local`), or from all before too."""
 
     def __init__(self, pixels: int, seen: int, places: int, config: GenieConfig) -> None:
         super().__init__()
         layers = replace(config.transformer, depth=config.latent_depth)
-        d, self.levels = layers.dim, config.latent_levels
-        self.enter, self.change = Patches(seen, places, config), nn.Linear(seen, d, bias=False)
-        whole = FilmTransformer(layers, conditioned=False)
-        self.encoder = Alone(layers) if config.local else whole
+        d, self.levels, self.patch = layers.dim, config.latent_levels, config.patch
+        self.changes = self.enter = self.encoder = None
+        if config.local:
+            self.changes = Changes(pixels // config.patch**2, d)
+        else:
+            self.enter = Patches(seen, places, config)
+            self.encoder = FilmTransformer(layers, conditioned=False)
         self.where = nn.Linear(d, 1)
         self.to_code = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, len(self.levels)))
         self.again = Patches(seen, places, config)
@@ -131,9 +157,11 @@ class LatentActions(nn.Module):
 
     def numbers(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t-1 k"]:
         """What is rounded to the code of what was done before each frame but the first."""
-        changed = F.pad(patches.diff(dim=1), (0, 0, 0, 0, 1, 0))
-        changed = self.change(widened(changed, self.enter.patch, self.enter.margin))
-        seen = self.encoder(self.enter(patches) + changed, None)[0][:, 1:]
+        if self.changes is not None:
+            seen = self.changes(pictures_of(patches, self.patch))
+        else:
+            assert self.enter is not None and self.encoder is not None
+            seen = self.encoder(self.enter(patches), None)[0][:, 1:]
         return self.to_code((self.where(seen).softmax(dim=2) * seen).sum(dim=2))
 
     def encode(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t-1 k"]:
@@ -211,18 +239,14 @@ class Genie(FilmWorld):
         return patches_of(frames, self.config.patch) * 2 - 1
 
     def prepare(self, frames: Float[Tensor, "b t c h w"]) -> dict[str, Float[Tensor, ""]]:
-        """Errors of the tokenizer and of the latent actions, of frames in [0, 1].
-
-        `alike`: how far the numbers of latent actions are from varying by 1 within a clip. One
-        code for everything tells nothing, and nothing that is told leads away from it.
-        """
+        """Errors of the tokenizer and of the latent actions, of frames in [0, 1]."""
         x = self.cut(frames)
         found = {"tokenizer": F.mse_loss(self.tokenizer.decode(self.tokenizer.encode(x)), x)}
         if self.latents is not None:
             numbers = self.latents.numbers(x)
             told = self.latents.decode(x[:, :-1], quantise(numbers, self.latents.levels))
             found["latents"] = F.mse_loss(told, x[:, 1:])
-            found["alike"] = F.relu(1 - numbers.std(dim=1, correction=0)).mean()
+            found["alike"] = alike(numbers)
         return found
 
     @torch.no_grad()
@@ -282,3 +306,18 @@ class Genie(FilmWorld):
         if self.latents is None:
             return before
         return F.pad(self.named, (0, 1), value=self.dynamics.none)[before]
+
+
+def alike(numbers: Float[Tensor, "b t k"]) -> Float[Tensor, ""]:
+    """How little the numbers of latent actions differ: 0 if each varies in a clip, by itself.
+
+    One code for everything tells nothing, and nothing that is told leads away from it. As VICReg
+    (2022, arXiv:2105.04906) has it, each should vary by 1 or more and none with another; and none
+    should be so large that its rounding lets no gradient through.
+    """
+    apart = numbers - numbers.mean(dim=1, keepdim=True)
+    covariance = apart.mT @ apart / numbers.shape[1]
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    little = F.relu(1 - (variance + 1e-6).sqrt()).mean()
+    other = (covariance.square().sum((1, 2)) - variance.square().sum(1)).mean() / numbers.shape[2]
+    return little + 0.1 * other + F.relu(numbers.abs() - LARGE).square().mean()
