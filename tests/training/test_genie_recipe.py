@@ -41,6 +41,7 @@ def test_masks_are_those_that_the_recipe_says() -> None:
     share = masked[:, 1:].float().mean(-1).flatten()
     whole = (share == 0).float().mean()
     assert abs(whole - 0.25) < 0.04
+    assert masked.float().mean() == pytest.approx(made.share, abs=0.02)
     assert abs(share[share > 0].mean() - 0.75) < 0.02 and share[share > 0].std() > 0.15
     assert torch.equal(made.masked(tokens[100:], torch.arange(100, 500)), masked[100:])
     shown = recipe("recipe.clean=0", "recipe.masked=1").masked(tokens, torch.arange(500))
@@ -53,8 +54,15 @@ def test_only_masked_tokens_count() -> None:
     tokens = torch.randint(7, (2, 3, 4), generator=generator)
     masked = torch.rand(2, 3, 4, generator=generator) < 0.5
     each = -logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-    torch.testing.assert_close(genie.masked_loss(logits, tokens, masked), each[masked].mean())
-    assert genie.masked_loss(logits, tokens, torch.zeros_like(masked)) == 0
+    share = masked.float().mean().item()
+    torch.testing.assert_close(
+        genie.masked_loss(logits, tokens, masked, share), each[masked].mean()
+    )
+    assert genie.masked_loss(logits, tokens, torch.zeros_like(masked), share) == 0
+    halves = [genie.masked_loss(*(x[i : i + 1] for x in (logits, tokens, masked)), 0.5)
+              for i in range(2)]  # fmt: skip
+    whole = genie.masked_loss(logits, tokens, masked, 0.5)
+    torch.testing.assert_close(sum(halves) / 2, whole, msg="what processes find is averaged")
 
 
 def test_actions_are_named_after_the_latent_ones_that_are_found_beside_them() -> None:

@@ -67,11 +67,17 @@ class GenieTraining(VideoWorldTraining):
         masked = self.masked(tokens, rows)
         shown = tokens.masked_fill(masked, self.model.dynamics.mask)
         before = F.pad(done, (1, 0), value=self.model.dynamics.none)
-        return masked_loss(self.model(shown, before)[0], tokens, masked)
+        return masked_loss(self.model(shown, before)[0], tokens, masked, self.share)
 
     @property
     def hears(self) -> bool:
         return self.model.latents is None
+
+    @property
+    def share(self) -> float:
+        """Of the tokens of a clip, those that are masked on average."""
+        recipe, t = self.recipe, self.data.config.seq_len
+        return (1 - recipe.clean) * (1 + recipe.masked) / 2 * (t - 1) / t
 
     def masked(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Which tokens [b, t, s] are: of the first frame none, of others none, or a share."""
@@ -101,10 +107,13 @@ class GenieTraining(VideoWorldTraining):
         return super().evaluate(final) | {f"eval/latents/{k}": v for k, v in found.items()}
 
 
-def masked_loss(logits: Tensor, tokens: Tensor, masked: Tensor) -> Tensor:
-    """Mean cross-entropy of the masked ones; 0 if none is."""
+def masked_loss(logits: Tensor, tokens: Tensor, masked: Tensor, share: float) -> Tensor:
+    """Cross-entropy of the masked tokens, a mean where `share` of all are.
+
+    Not of as many as there happen to be: the gradients of processes could not be averaged then.
+    """
     each = F.cross_entropy(logits.flatten(0, 2).float(), tokens.flatten(), reduction="none")
-    return (each * masked.flatten()).sum() / masked.sum().clamp(min=1)
+    return (each * masked.flatten()).mean() / share
 
 
 def together(first: Tensor, second: Tensor, rows: int, columns: int) -> np.ndarray:
