@@ -314,7 +314,7 @@ class GenieConfig(FilmWorldConfig):
     tokenizer_depth: int = 2
     "Blocks of the tokenizer's encoder, and of its decoder."
     local: bool = False
-    "Codes and latent actions are told from patches and their margins alone, not whole frames."
+    "Codes are told from a patch and its margin, latent actions from two frames: not from films."
     latent_levels: list[int] = field(default_factory=lambda: [2, 2, 2])
     "Levels of a latent action's numbers; []: the dynamics is told the actions of the data."
     latent_depth: int = 2

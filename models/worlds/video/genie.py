@@ -35,6 +35,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform, init_zero
+from models.worlds.jepa.regularizers import hinge_std, moments, off_diagonal
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import FilmTransformerConfig, GenieConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
@@ -100,8 +101,11 @@ class Tokenizer(nn.Module):
         layers = replace(config.transformer, depth=config.tokenizer_depth, time_every=1)
         d, self.levels = layers.dim, config.levels
         self.enter = Patches(seen, places, config)
-        whole = FilmTransformer(layers, conditioned=False, over_time=False)
-        self.encoder = Alone(layers) if config.local else whole
+        self.encoder = (
+            Alone(layers)
+            if config.local
+            else FilmTransformer(layers, conditioned=False, over_time=False)
+        )
         self.to_code = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, len(self.levels)))
         self.from_code = nn.Linear(len(self.levels), d)
         self.place = Places(places, d)
@@ -116,11 +120,27 @@ class Tokenizer(nn.Module):
         return self.leave(self.decoder(self.place(self.from_code(code)), None)[0])
 
 
+class Past(nn.Module):
+    """A transformer over each frame and all before it."""
+
+    def __init__(self, seen: int, places: int, config: GenieConfig) -> None:
+        super().__init__()
+        self.enter = Patches(seen, places, config)
+        layers = replace(config.transformer, depth=config.latent_depth)
+        self.transformer = FilmTransformer(layers, conditioned=False)
+
+    def forward(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t-1 s d"]:
+        """Of each frame but the first."""
+        return self.transformer(self.enter(patches), None)[0][:, 1:]
+
+
 class Changes(nn.Module):
     """Convolutions over two frames: what moves is told alike wherever it is."""
 
-    def __init__(self, channels: int, d: int) -> None:
+    def __init__(self, pixels: int, config: GenieConfig) -> None:
         super().__init__()
+        self.patch, d = config.patch, config.transformer.dim
+        channels = pixels // config.patch**2
         self.layers = nn.Sequential(
             nn.Conv2d(2 * channels, d // 2, 5, padding=2),
             nn.SiLU(),
@@ -129,8 +149,9 @@ class Changes(nn.Module):
             nn.Conv2d(d, d, 3, padding=1),
         )
 
-    def forward(self, frames: Float[Tensor, "b t c h w"]) -> Float[Tensor, "b t-1 s d"]:
-        """Of each frame but the first, from it and what changed in it."""
+    def forward(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t-1 n d"]:
+        """Of each frame but the first, from it and what changed in it; n is h w / 4."""
+        frames = pictures_of(patches, self.patch)
         seen = torch.cat([frames[:, 1:], frames.diff(dim=1)], dim=2)
         return rearrange(self.layers(seen.flatten(0, 1)), "(b t) d h w -> b t (h w) d", b=len(seen))
 
@@ -141,13 +162,8 @@ class LatentActions(nn.Module):
     def __init__(self, pixels: int, seen: int, places: int, config: GenieConfig) -> None:
         super().__init__()
         layers = replace(config.transformer, depth=config.latent_depth)
-        d, self.levels, self.patch = layers.dim, config.latent_levels, config.patch
-        self.changes = self.enter = self.encoder = None
-        if config.local:
-            self.changes = Changes(pixels // config.patch**2, d)
-        else:
-            self.enter = Patches(seen, places, config)
-            self.encoder = FilmTransformer(layers, conditioned=False)
+        d, self.levels = layers.dim, config.latent_levels
+        self.encoder = Changes(pixels, config) if config.local else Past(seen, places, config)
         self.where = nn.Linear(d, 1)
         self.to_code = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, len(self.levels)))
         self.again = Patches(seen, places, config)
@@ -157,11 +173,7 @@ class LatentActions(nn.Module):
 
     def numbers(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t-1 k"]:
         """What is rounded to the code of what was done before each frame but the first."""
-        if self.changes is not None:
-            seen = self.changes(pictures_of(patches, self.patch))
-        else:
-            assert self.enter is not None and self.encoder is not None
-            seen = self.encoder(self.enter(patches), None)[0][:, 1:]
+        seen = self.encoder(patches)
         return self.to_code((self.where(seen).softmax(dim=2) * seen).sum(dim=2))
 
     def encode(self, patches: Float[Tensor, "b t s p"]) -> Float[Tensor, "b t-1 k"]:
@@ -182,10 +194,8 @@ class Dynamics(nn.Module):
     def __init__(self, places: int, parts: Sequence[int], config: GenieConfig) -> None:
         super().__init__()
         d, codes = config.transformer.dim, size_of(config.levels)
-        self.mask, self.none = (
-            codes,
-            math.prod(parts),
-        )  # the numbers after the last code, and last action
+        # The numbers after the last code, and after the last action.
+        self.mask, self.none = codes, math.prod(parts)
         self.levels = config.levels
         self.enter = nn.Embedding(codes + 1, d)
         self.number = nn.Linear(len(self.levels), d, bias=False)
@@ -312,12 +322,9 @@ def alike(numbers: Float[Tensor, "b t k"]) -> Float[Tensor, ""]:
     """How little the numbers of latent actions differ: 0 if each varies in a clip, by itself.
 
     One code for everything tells nothing, and nothing that is told leads away from it. As VICReg
-    (2022, arXiv:2105.04906) has it, each should vary by 1 or more and none with another; and none
+    (2021, arXiv:2105.04906) has it, each should vary by 1 or more and none with another; and none
     should be so large that its rounding lets no gradient through.
     """
-    apart = numbers - numbers.mean(dim=1, keepdim=True)
-    covariance = apart.mT @ apart / numbers.shape[1]
-    variance = covariance.diagonal(dim1=1, dim2=2)
-    little = F.relu(1 - (variance + 1e-6).sqrt()).mean()
-    other = (covariance.square().sum((1, 2)) - variance.square().sum(1)).mean() / numbers.shape[2]
-    return little + 0.1 * other + F.relu(numbers.abs() - LARGE).square().mean()
+    covariance = torch.vmap(moments)(numbers)
+    spread = torch.vmap(hinge_std)(covariance) + 0.2 * torch.vmap(off_diagonal)(covariance)
+    return spread.mean() + F.relu(numbers.abs() - LARGE).square().mean()
