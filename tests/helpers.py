@@ -8,9 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
+
+from training.run_directory import plain
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -392,3 +395,17 @@ def model_keys(checkpoint: Path) -> list[str]:
     }
     keys = [f"model.{key}={'null' if v is None else v}" for key, v in plain.items()]
     return [*keys, "model.rope_scaling=null"]
+
+
+def as_recorded(recorded: Any, part: Any) -> Any:
+    """What a lineage recorded of `part` of a configuration, with the fields that came since at
+    their defaults: one that changes nothing while it is left alone does not age what is shipped."""
+    if not dataclasses.is_dataclass(part):
+        return recorded
+    whole = dict(recorded)
+    for item in dataclasses.fields(part):
+        if item.name in recorded:
+            whole[item.name] = as_recorded(recorded[item.name], getattr(part, item.name))
+        elif not item.metadata.get("free") and item.default is not dataclasses.MISSING:
+            whole[item.name] = plain(item.default)
+    return whole

@@ -327,7 +327,7 @@ def test_the_page_of_a_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert path == tmp_path / "runs" / "reports" / "fake.html"
     for said in ("direction only", "2.2 [1.952, 2.448], 3 seeds", "≤ 2.5", "1.5 bits per byte"):
         assert said in text
-    for said in ("holds", "too small a model", "1.701", "arXiv:2401.00010", "0123456789"):
+    for said in ("holds", "Too small a model", "1.701", "arXiv:2401.00010", "0123456789"):
         assert said in text
     assert text.count('src="data:image/') == 1
 
