@@ -7,8 +7,8 @@ BIN := .venv/bin
 quickstart: .venv/ready  ## train and judge a small language model on this machine, in minutes
 	$(BIN)/afferent train experiment=quickstart/stdlib
 
-test: .venv/ready  ## every test, JOBS of them at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile
+test: .venv/ready  ## every test, JOBS of them at a time, and which took longest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --durations 40
 
 lint: .venv/ready  ## style, types, layers
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright && $(BIN)/lint-imports

@@ -16,8 +16,8 @@ dynamics is told the actions themselves.
 What differs: finite scalar quantisation in the place of learned codebooks; the tokenizer sees each
 frame by itself, and with `local` each patch with its margin: what is still keeps its codes. Actions
 are read off where the model looks, with `local` from two frames by convolutions, and told as what
-changes from x_t. The dynamics is shown the
-numbers of codes, and tells each number by itself: neighbours among codes are alike to it.
+changes from x_t. The dynamics is shown the numbers of codes, and tells each number by itself:
+neighbours among codes are alike to it.
 
 Dimensions: b films, t frames, c channels, s patches of a frame, d width, k numbers of a code.
 """
