@@ -9,7 +9,7 @@ import torch
 
 from models.worlds.video.config import FilmTransformerConfig, GenieConfig
 from models.worlds.video.fsq import code_of, index_of, joined, quantise, size_of
-from models.worlds.video.genie import Genie
+from models.worlds.video.genie import Genie, after
 from models.worlds.video.maskgit import counts, fill
 from models.worlds.video.noise import even
 from tests.models.test_film_transformer import FRESH, WINDOW, clip, drawn
@@ -132,13 +132,14 @@ def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again(margi
         done = torch.cat([done, model.named[action][:, None]], dim=1)
 
         def tell(tokens: torch.Tensor, past=past, done=done) -> torch.Tensor:
-            return model.dynamics(torch.cat([past, tokens[:, None]], dim=1), done)[0][:, -1]
+            whole = torch.cat([past, tokens[:, None]], dim=1)
+            return model.dynamics(whole, done, after(model.looks(whole)))[0][:, -1]
 
         numbers = even(5, episodes, (past.shape[1], 0), (2, 2, model.places))
         new = fill(tell, numbers, model.dynamics.mask, 1.0, 2.0)[:, None]
         torch.testing.assert_close(found, model.decode(new)[:, 0])
         past = torch.cat([past, new], dim=1)
-    assert memory.cache.frames == WINDOW - 1 and past.shape[1] == 14
+    assert memory.cache.film.frames == WINDOW - 1 and past.shape[1] == 14
 
 
 @pytest.mark.parametrize("local", [False, True])
@@ -198,11 +199,33 @@ def test_the_dynamics_is_shown_numbers_of_codes_but_none_of_what_is_masked() -> 
     tokens = model.encode(frames)
     before = torch.nn.functional.pad(model.done(frames, actions), (1, 0), value=8)
     masked = torch.full_like(tokens, model.dynamics.mask)
-    shown = [model(x, before)[0] for x in (tokens, masked)]
+    past = after(model.looks(tokens))
+    shown = [model(x, before, past)[0] for x in (tokens, masked)]
     model.dynamics.number.weight.add_(1.0)
-    again = [model(x, before)[0] for x in (tokens, masked)]
+    again = [model(x, before, past)[0] for x in (tokens, masked)]
     assert not torch.allclose(shown[0], again[0])
     assert torch.equal(shown[1], again[1])
+
+
+@torch.no_grad()
+def test_the_dynamics_is_shown_the_frame_before_and_none_later() -> None:
+    model, (frames, actions) = genie(margin=1), clip(4)
+    tokens = model.encode(frames)
+    before = torch.nn.functional.pad(model.done(frames, actions), (1, 0), value=8)
+    looks = model.looks(tokens)
+    other = torch.cat([looks[:, :2], -looks[:, 2:3], looks[:, 3:]], dim=1)
+    told = [model(tokens, before, after(x))[0] for x in (looks, other)]
+    changed = (told[0] - told[1]).abs().amax((0, 2, 3)) > 1e-7
+    assert changed.tolist() == [False, False, False, True]
+
+
+def test_latent_actions_are_jittered_before_they_are_rounded() -> None:
+    model, (frames, _) = genie(latent_levels=[2]), clip(5)
+    assert model.latents is not None
+    numbers = model.latents.numbers(model.cut(frames))
+    told = [model.prepare(frames, jitter)["latents"] for jitter in (0.0, 1e-6, 10.0 - numbers)]
+    assert torch.equal(told[0], told[1]), "rounded alike"
+    assert not torch.equal(told[0], told[2])
 
 
 def test_no_part_learns_from_the_error_of_another() -> None:
@@ -217,7 +240,7 @@ def test_no_part_learns_from_the_error_of_another() -> None:
     model.zero_grad(set_to_none=True)
     tokens = model.encode(frames)
     before = torch.nn.functional.pad(model.done(frames, actions), (1, 0), value=8)
-    model(tokens, before)[0].sum().backward()
+    model(tokens, before, after(model.looks(tokens)))[0].sum().backward()
     touched = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert touched == {"dynamics"}
 

@@ -111,6 +111,8 @@ class GenieRecipeConfig(VideoWorldConfig):
     "Share of the run in which the tokenizer and the latent actions learn; then the dynamics does."
     spread: float = 0.01
     "Weight of the term that keeps latent actions from being all the same."
+    jitter: float = 0.5
+    "Deviation of the noise on their numbers before they are rounded, while they learn."
     clean: float = 0.5
     "Share of the frames no token of which is masked (published: 0)."
     masked: float = 0.5
@@ -121,7 +123,7 @@ class GenieRecipeConfig(VideoWorldConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         within(self, "recipe", 0.0, 1.0, "prepare", "clean", "masked")
-        at_least(self, "recipe", 0, "spread")
+        at_least(self, "recipe", 0, "spread", "jitter")
         at_least(self, "recipe", 1, "labelled")
         if self.prepare in (0.0, 1.0) or self.clean == 1:
             raise ValueError(

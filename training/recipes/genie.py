@@ -28,8 +28,8 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from models.worlds.video.config import GenieConfig
-from models.worlds.video.genie import Genie
-from models.worlds.video.noise import even
+from models.worlds.video.genie import Genie, after
+from models.worlds.video.noise import even, normal
 from training.data.config_episodes import PlayedConfig
 from training.distributed import Processes
 from training.errors import UserError
@@ -53,13 +53,13 @@ class GenieTraining(VideoWorldTraining):
     """Trains tokenizer and latent actions, then the dynamics."""
 
     kind = Genie
-    methods = ("outcome", "prepare", "encode", "decode", "done")
+    methods = ("outcome", "prepare", "encode", "decode", "done", "looks")
     model: Genie
     recipe: GenieRecipeConfig
 
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
         if self.trainer.count < self.recipe.prepare * self.config.loop.steps:
-            terms = self.model.prepare(frames)
+            terms = self.model.prepare(frames, self.jitter(actions, rows))
             self.note(**terms)
             weights = {"alike": self.recipe.spread}
             return torch.stack([weights.get(k, 1.0) * term for k, term in terms.items()]).sum()
@@ -67,7 +67,8 @@ class GenieTraining(VideoWorldTraining):
         masked = self.masked(tokens, rows)
         shown = tokens.masked_fill(masked, self.model.dynamics.mask)
         before = F.pad(done, (1, 0), value=self.model.dynamics.none)
-        return masked_loss(self.model(shown, before)[0], tokens, masked, self.share)
+        past = after(self.model.looks(tokens))
+        return masked_loss(self.model(shown, before, past)[0], tokens, masked, self.share)
 
     @property
     def hears(self) -> bool:
@@ -78,6 +79,12 @@ class GenieTraining(VideoWorldTraining):
         """Of the tokens of a clip, those that are masked on average."""
         recipe, t = self.recipe, self.data.config.seq_len
         return (1 - recipe.clean) * (1 + recipe.masked) / 2 * (t - 1) / t
+
+    def jitter(self, actions: Tensor, rows: Tensor) -> Tensor:
+        """Noise [b, t - 1, k] on the numbers of latent actions."""
+        shape = actions.shape[1], len(self.model.config.latent_levels)
+        seed = stream_seed(self.config.seed, "noise")
+        return self.recipe.jitter * normal(seed, rows, (2,), shape)
 
     def masked(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Which tokens [b, t, s] are: of the first frame none, of others none, or a share."""
@@ -159,6 +166,7 @@ def estimate(config: TrainConfig) -> Estimate:
     def loss() -> Tensor:
         with torch.no_grad():
             tokens, done = model.encode(x), model.done(x, actions)
-        return model(tokens, F.pad(done, (1, 0)))[0].square().mean()
+        past = after(model.looks(tokens))
+        return model(tokens, F.pad(done, (1, 0)), past)[0].square().mean()
 
     return world_estimate(config, model, loss)

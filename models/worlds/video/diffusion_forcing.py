@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +95,7 @@ class PatchTransformer(nn.Module):
         return pictures_of(self.leave(tokens), self.patch), kept
 
 
-class DiffusionForcing(FilmWorld):
+class DiffusionForcing(FilmWorld[FilmCache]):
     """Tells the velocities of noisy films, and draws their next frames."""
 
     config: DiffusionForcingConfig
@@ -156,7 +157,7 @@ class DiffusionForcing(FilmWorld):
         shown = z * self.abar[label].sqrt() if self.config.fade_context else z
         return shown, torch.full(z.shape[:2], label, device=z.device)
 
-    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b n c h w"]:
+    def noise(self, memory: Memory[Any], use: int) -> Float[Tensor, "b n c h w"]:
         """Of the next frame; if it is `fresh`, of every step in which it is drawn."""
         first = super().noise(memory, use)
         if use != DRAWN or not self.config.fresh:

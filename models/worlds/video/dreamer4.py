@@ -21,6 +21,8 @@ Dimensions: b films, t frames, s tokens of a frame, p numbers of each, d width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
@@ -38,7 +40,7 @@ from models.worlds.video.shortcut import between, powers, travel
 TOLD = 2  # tokens of what a frame is told: action and signal
 
 
-class Dreamer4(FilmWorld):
+class Dreamer4(FilmWorld[FilmCache]):
     """Tells clean frames, and draws the next ones."""
 
     config: Dreamer4Config
@@ -95,7 +97,7 @@ class Dreamer4(FilmWorld):
         x = z if self.tokenizer is None else self.tokenizer.decode(z).clamp(-1, 1)
         return (pictures_of(x, self.config.patch) + 1) / 2
 
-    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 s p"]:
+    def noise(self, memory: Memory[Any], use: int) -> Float[Tensor, "b 1 s p"]:
         shape = self.places, self.numbers
         return normal(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
 

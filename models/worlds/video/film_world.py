@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +20,20 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from models.worlds.video.config import FilmWorldConfig
-from models.worlds.video.film_transformer import FilmCache
 from models.worlds.video.noise import normal
 from models.worlds.video.outcome import DrawnWorld
 from models.worlds.video.world import check_actions, check_seen
 
 DRAWN, SHOWN = 0, 1  # what noise is for: the frame itself, or how it is shown later
 
+Kept = TypeVar("Kept", bound=tuple)  # of the past: a FilmCache, or what has one in it
+
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Generic[Kept]):
     """What a dream goes on from."""
 
-    cache: FilmCache
+    cache: Kept
     episodes: Int64[Tensor, " b"]
     seed: int
     count: int  # frames that were seen or drawn so far
@@ -62,7 +64,7 @@ def widened(x: Float[Tensor, "b t s n"], p: int, margin: int) -> Float[Tensor, "
     return patches_of(pictures_of(x, p), p, margin) if margin else x
 
 
-class FilmWorld(DrawnWorld):
+class FilmWorld(DrawnWorld, Generic[Kept]):
     """What is common to models over film transformers."""
 
     def __init__(self, config: FilmWorldConfig) -> None:
@@ -75,13 +77,13 @@ class FilmWorld(DrawnWorld):
         z: Shaped[Tensor, "b t ..."],
         before: Int64[Tensor, "b t"],
         noise: Float[Tensor, "b t ..."],
-        cache: FilmCache | None,
-    ) -> FilmCache:
+        cache: Kept | None,
+    ) -> Kept:
         """The cache with clean frames, as those of the past are shown."""
         raise NotImplementedError
 
     def draw(
-        self, noise: Float[Tensor, "b 1 ..."], before: Int64[Tensor, "b 1"], cache: FilmCache
+        self, noise: Float[Tensor, "b 1 ..."], before: Int64[Tensor, "b 1"], cache: Kept
     ) -> Shaped[Tensor, "b 1 ..."]:
         """A clean frame."""
         raise NotImplementedError
@@ -94,7 +96,7 @@ class FilmWorld(DrawnWorld):
         """Frames in [0, 1]."""
         return (z + 1) / 2
 
-    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 ..."]:
+    def noise(self, memory: Memory[Any], use: int) -> Float[Tensor, "b 1 ..."]:
         """Of the next frame."""
         shape = self.channels, self.size, self.size
         return normal(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
@@ -106,12 +108,12 @@ class FilmWorld(DrawnWorld):
         actions: Int64[Tensor, "b t-1"],
         episodes: Int64[Tensor, " b"],
         seed: int = 0,
-    ) -> Memory:
+    ) -> Memory[Kept]:
         """What is known of some frames in [0, 1]."""
         check_seen(frames, actions, self.context, self.channels, self.size)
         check_actions(actions, self.actions)
         before = F.pad(actions, (1, 0), value=self.actions)
-        memory = Memory(FilmCache((), ()), episodes, seed, 0, id(self))
+        memory: Memory[Any] = Memory((), episodes, seed, 0, id(self))
         noise = [
             self.noise(replace(memory, count=count), SHOWN) for count in range(frames.shape[1])
         ]
@@ -120,8 +122,8 @@ class FilmWorld(DrawnWorld):
 
     @torch.no_grad()
     def step(
-        self, cache: Memory, action: Int64[Tensor, " b"]
-    ) -> tuple[Float[Tensor, "b c h w"], Memory]:
+        self, cache: Memory[Kept], action: Int64[Tensor, " b"]
+    ) -> tuple[Float[Tensor, "b c h w"], Memory[Kept]]:
         """The next frame in [0, 1], and what is known with it."""
         if cache.of != id(self):
             raise ValueError("this is the cache of another model: call init_cache of this one")
@@ -136,8 +138,8 @@ class FilmWorld(DrawnWorld):
         drawn: Float[Tensor, "b 1 ..."],
         shown: Float[Tensor, "b 1 ..."],
         before: Int64[Tensor, "b 1"],
-        cache: FilmCache,
-    ) -> tuple[Float[Tensor, "b c h w"], FilmCache]:
+        cache: Kept,
+    ) -> tuple[Float[Tensor, "b c h w"], Kept]:
         """A frame in [0, 1] and the cache with it, of the noise of both."""
         z = self.draw(drawn, before, cache)
         return self.decode(z)[:, 0], self.show(z, before, shown, cache)

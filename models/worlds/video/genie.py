@@ -16,8 +16,8 @@ dynamics is told the actions themselves.
 What differs: finite scalar quantisation in the place of learned codebooks; the tokenizer sees each
 frame by itself, and with `local` each patch with its margin: what is still keeps its codes. Actions
 are read off where the model looks, with `local` from two frames by convolutions, and told as what
-changes from x_t. The dynamics is shown the numbers of codes, and tells each number by itself:
-neighbours among codes are alike to it.
+changes from x_t. The dynamics is shown the numbers of codes and what the frame before looked like,
+and tells each number by itself: neighbours among codes are alike to it.
 
 Dimensions: b films, t frames, c channels, s patches of a frame, d width, k numbers of a code.
 """
@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,13 @@ from models.worlds.video.maskgit import fill
 from models.worlds.video.noise import even
 
 LARGE = 1.5  # what a number of a latent action is let be before it is rounded
+
+
+class Known(NamedTuple):
+    """What is kept of the past."""
+
+    film: FilmCache
+    last: Float[Tensor, "b 1 s p"]  # patches of the last frame
 
 
 class Patches(nn.Module):
@@ -191,7 +199,7 @@ class LatentActions(nn.Module):
 class Dynamics(nn.Module):
     """Codes of frames, some masked, to logits of codes."""
 
-    def __init__(self, places: int, parts: Sequence[int], config: GenieConfig) -> None:
+    def __init__(self, seen: int, places: int, parts: Sequence[int], config: GenieConfig) -> None:
         super().__init__()
         d, codes = config.transformer.dim, size_of(config.levels)
         # The numbers after the last code, and after the last action.
@@ -199,7 +207,7 @@ class Dynamics(nn.Module):
         self.levels = config.levels
         self.enter = nn.Embedding(codes + 1, d)
         self.number = nn.Linear(len(self.levels), d, bias=False)
-        self.place = Places(places, d)
+        self.again = Patches(seen, places, config)
         self.action = ActionTable(parts, d, none=True)
         self.transformer = FilmTransformer(config.transformer, conditioned=False)
         self.leave = nn.Sequential(nn.RMSNorm(d), nn.Linear(d, sum(self.levels)))
@@ -208,16 +216,22 @@ class Dynamics(nn.Module):
         self,
         tokens: Int64[Tensor, "b t s"],
         before: Int64[Tensor, "b t"],
+        past: Float[Tensor, "b t s p"],
         cache: FilmCache | None = None,
     ) -> tuple[Float[Tensor, "b t s v"], FilmCache]:
-        """Logits of the tokens of each frame, and the cache with them."""
+        """Logits of the tokens of each frame, and the cache with them.
+
+        Args:
+            past: the frame before each.
+        """
         known = code_of(tokens, self.levels).masked_fill(tokens[..., None] == self.mask, 0.0)
-        x = self.place(self.enter(tokens) + self.number(known)) + self.action(before)[:, :, None]
+        x = self.enter(tokens) + self.number(known)
+        x = x + self.again(past) + self.action(before)[:, :, None]
         x, kept = self.transformer(x, None, cache)
         return joined(self.leave(x), self.levels), kept
 
 
-class Genie(FilmWorld):
+class Genie(FilmWorld[Known]):
     """Draws tokens of the next frames. A frame is its tokens, [s] of it."""
 
     config: GenieConfig
@@ -232,7 +246,7 @@ class Genie(FilmWorld):
         self.latents = LatentActions(*sizes, config) if config.latent_levels else None
         self.told = size_of(config.latent_levels) if config.latent_levels else self.actions
         parts = [self.told] if self.latents else self.parts
-        self.dynamics = Dynamics(places, parts, config)
+        self.dynamics = Dynamics(self.seen, places, parts, config)
         # Which latent action each action of the world is.
         count = self.actions if self.latents else 0
         self.register_buffer("named", torch.zeros(count, dtype=torch.long))
@@ -248,13 +262,20 @@ class Genie(FilmWorld):
         """Patches of frames, in [-1, 1]."""
         return patches_of(frames, self.config.patch) * 2 - 1
 
-    def prepare(self, frames: Float[Tensor, "b t c h w"]) -> dict[str, Float[Tensor, ""]]:
-        """Errors of the tokenizer and of the latent actions, of frames in [0, 1]."""
+    def prepare(
+        self, frames: Float[Tensor, "b t c h w"], jitter: Float[Tensor, "b t-1 k"] | float = 0.0
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Errors of the tokenizer and of the latent actions, of frames in [0, 1].
+
+        Args:
+            jitter: noise on the numbers of latent actions before they are rounded: what lies
+                between two codes tells little.
+        """
         x = self.cut(frames)
         found = {"tokenizer": F.mse_loss(self.tokenizer.decode(self.tokenizer.encode(x)), x)}
         if self.latents is not None:
             numbers = self.latents.numbers(x)
-            told = self.latents.decode(x[:, :-1], quantise(numbers, self.latents.levels))
+            told = self.latents.decode(x[:, :-1], quantise(numbers + jitter, self.latents.levels))
             found["latents"] = F.mse_loss(told, x[:, 1:])
             found["alike"] = alike(numbers)
         return found
@@ -268,14 +289,20 @@ class Genie(FilmWorld):
             return actions
         return index_of(self.latents.encode(self.cut(frames)), self.latents.levels)
 
+    @torch.no_grad()
+    def looks(self, tokens: Int64[Tensor, "b t s"]) -> Float[Tensor, "b t s p"]:
+        """What tokens look like."""
+        return self.tokenizer.decode(code_of(tokens, self.config.levels)).clamp(-1, 1)
+
     def forward(
         self,
         tokens: Int64[Tensor, "b t s"],
         before: Int64[Tensor, "b t"],
+        past: Float[Tensor, "b t s p"],
         cache: FilmCache | None = None,
     ) -> tuple[Float[Tensor, "b t s v"], FilmCache]:
         """What the dynamics tells; `before` as `done` has it."""
-        return self.dynamics(tokens, before, cache)
+        return self.dynamics(tokens, before, past, cache)
 
     @torch.no_grad()
     def encode(self, frames: Float[Tensor, "b t c h w"]) -> Int64[Tensor, "b t s"]:
@@ -283,10 +310,9 @@ class Genie(FilmWorld):
 
     @torch.no_grad()
     def decode(self, z: Int64[Tensor, "b t s"]) -> Float[Tensor, "b t c h w"]:
-        patches = self.tokenizer.decode(code_of(z, self.config.levels))
-        return (pictures_of(patches.clamp(-1, 1), self.config.patch) + 1) / 2
+        return (pictures_of(self.looks(z), self.config.patch) + 1) / 2
 
-    def noise(self, memory: Memory, use: int) -> Float[Tensor, "b 1 steps 2 s"]:
+    def noise(self, memory: Memory[Any], use: int) -> Float[Tensor, "b 1 steps 2 s"]:
         shape = self.config.steps, 2, self.places
         return even(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
 
@@ -295,18 +321,21 @@ class Genie(FilmWorld):
         z: Int64[Tensor, "b t s"],
         before: Int64[Tensor, "b t"],
         noise: Float[Tensor, "b t steps 2 s"],
-        cache: FilmCache | None,
-    ) -> FilmCache:
+        cache: Known | None,
+    ) -> Known:
         """As they are."""
-        return self(z, self.latent(before), cache)[1]
+        looks = self.looks(z)
+        past = after(looks, cache and cache.last)
+        film = self(z, self.latent(before), past, cache and cache.film)[1]
+        return Known(film, looks[:, -1:])
 
     def draw(
-        self, noise: Float[Tensor, "b 1 steps 2 s"], before: Int64[Tensor, "b 1"], cache: FilmCache
+        self, noise: Float[Tensor, "b 1 steps 2 s"], before: Int64[Tensor, "b 1"], cache: Known
     ) -> Int64[Tensor, "b 1 s"]:
         config, done = self.config, self.latent(before)
 
         def tell(tokens: Tensor) -> Tensor:
-            return self(tokens[:, None], done, cache)[0][:, 0]
+            return self(tokens[:, None], done, cache.last, cache.film)[0][:, 0]
 
         mask = self.dynamics.mask
         return fill(tell, noise[:, 0], mask, config.temperature, config.choice)[:, None]
@@ -316,6 +345,14 @@ class Genie(FilmWorld):
         if self.latents is None:
             return before
         return F.pad(self.named, (0, 1), value=self.dynamics.none)[before]
+
+
+def after(
+    looks: Float[Tensor, "b t s p"], last: Float[Tensor, "b 1 s p"] | None = None
+) -> Float[Tensor, "b t s p"]:
+    """The frame before each: before the first, `last`, or nothing, which is 0."""
+    last = torch.zeros_like(looks[:, :1]) if last is None else last
+    return torch.cat([last, looks[:, :-1]], dim=1)
 
 
 def alike(numbers: Float[Tensor, "b t k"]) -> Float[Tensor, ""]:
