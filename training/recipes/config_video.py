@@ -113,6 +113,8 @@ class GenieRecipeConfig(VideoWorldConfig):
     "Weight of the term that keeps latent actions from being all the same."
     jitter: float = 0.5
     "Deviation of the noise on their numbers before they are rounded, while they learn."
+    settle: float = 1.0
+    "Share of the preparation in which they do: later they would tell only what the past does not."
     clean: float = 0.5
     "Share of the frames no token of which is masked (published: 0)."
     masked: float = 0.5
@@ -122,13 +124,14 @@ class GenieRecipeConfig(VideoWorldConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, "recipe", 0.0, 1.0, "prepare", "clean", "masked")
+        within(self, "recipe", 0.0, 1.0, "prepare", "settle", "clean", "masked")
         at_least(self, "recipe", 0, "spread", "jitter")
         at_least(self, "recipe", 1, "labelled")
-        if self.prepare in (0.0, 1.0) or self.clean == 1:
+        if self.prepare in (0.0, 1.0) or self.clean == 1 or not self.settle:
             raise ValueError(
-                f"recipe.prepare={self.prepare} must be between 0 and 1, and "
-                f"recipe.clean={self.clean} below 1: every part has something to learn"
+                f"recipe.prepare={self.prepare} must be between 0 and 1, "
+                f"recipe.settle={self.settle} above 0 and recipe.clean={self.clean} below 1: "
+                "every part has something to learn"
             )
 
 

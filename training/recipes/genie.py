@@ -58,10 +58,12 @@ class GenieTraining(VideoWorldTraining):
     recipe: GenieRecipeConfig
 
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
-        if self.trainer.count < self.recipe.prepare * self.config.loop.steps:
-            terms = self.model.prepare(frames, self.jitter(actions, rows))
+        recipe, done = self.recipe, self.trainer.count / self.config.loop.steps
+        if done < recipe.prepare:
+            settled = done >= recipe.settle * recipe.prepare
+            terms = self.model.prepare(frames, None if settled else self.jitter(actions, rows))
             self.note(**terms)
-            weights = {"alike": self.recipe.spread}
+            weights = {"alike": recipe.spread}
             return torch.stack([weights.get(k, 1.0) * term for k, term in terms.items()]).sum()
         tokens, done = self.model.encode(frames), self.model.done(frames, actions)
         masked = self.masked(tokens, rows)

@@ -263,17 +263,19 @@ class Genie(FilmWorld[Known]):
         return patches_of(frames, self.config.patch) * 2 - 1
 
     def prepare(
-        self, frames: Float[Tensor, "b t c h w"], jitter: Float[Tensor, "b t-1 k"] | float = 0.0
+        self,
+        frames: Float[Tensor, "b t c h w"],
+        jitter: Float[Tensor, "b t-1 k"] | float | None = 0.0,
     ) -> dict[str, Float[Tensor, ""]]:
         """Errors of the tokenizer and of the latent actions, of frames in [0, 1].
 
         Args:
             jitter: noise on the numbers of latent actions before they are rounded: what lies
-                between two codes tells little.
+                between two codes tells little. None: of the tokenizer alone.
         """
         x = self.cut(frames)
         found = {"tokenizer": F.mse_loss(self.tokenizer.decode(self.tokenizer.encode(x)), x)}
-        if self.latents is not None:
+        if self.latents is not None and jitter is not None:
             numbers = self.latents.numbers(x)
             told = self.latents.decode(x[:, :-1], quantise(numbers + jitter, self.latents.levels))
             found["latents"] = F.mse_loss(told, x[:, 1:])
