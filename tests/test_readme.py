@@ -102,6 +102,16 @@ def test_every_command_is_one_that_exists(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", READMES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_every_run_that_a_command_needs_is_made_by_one_before_it(file: Path) -> None:
+    made: set[str] = set()
+    for words in commands(file):
+        for needed in re.findall(r"\bruns/\w+/\w+/\w+", " ".join(words)):
+            assert needed in made, f"{file}: `{' '.join(words)}`"
+        given = dict(word.split("=", 1) for word in words if "=" in word)
+        made.add(f"runs/{given.get('experiment')}/{given.get('run')}")
+
+
+@pytest.mark.parametrize("file", READMES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_every_python_line_runs(file: Path) -> None:
     for block in re.findall(r"```python\n(.*?)```", file.read_text(), flags=re.S):
         subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, capture_output=True)
