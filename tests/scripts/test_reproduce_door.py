@@ -369,6 +369,19 @@ def test_a_run_waits_for_the_one_that_it_begins_from(experiments: Path) -> None:
     assert len(outcomes["wide"].results) == 2
 
 
+def test_nobody_is_idle_while_a_run_waits(experiments: Path) -> None:
+    runs = begins_from(experiments)
+    assert [run.name for run in runs[:2]] == ["main", "wide"]
+    together = threading.Barrier(2, timeout=30)  # breaks unless both are at work at once
+
+    def reply(run: PlannedRun) -> None:
+        if run.name == "main":
+            together.wait()
+
+    outcomes = execute(runs, FakeLaunch(reply), jobs=2)
+    assert [len(outcome.results) for outcome in outcomes.values()] == [2, 2]
+
+
 def test_without_it_the_run_is_not_made(experiments: Path) -> None:
     launch = FakeLaunch(lambda run: "broken" if run.name == "main" else None)
     outcomes = execute(begins_from(experiments), launch, jobs=2)

@@ -12,7 +12,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,21 +149,11 @@ def has_gpu() -> bool:
 def execute(runs: Sequence[PlannedRun], launch: Launch, jobs: int = 1) -> dict[str, RunOutcome]:
     """Make every run that has not finished, `jobs` at a time, then those that must be alone.
 
-    A run waits for those that it begins from. A failure ends the further seeds of its name.
-    Raises RunStopped when interrupted; what was reached is saved.
+    A run waits for those that it begins from, and others go before it. A failure ends the further
+    seeds of its name. Raises RunStopped when interrupted; what was reached is saved.
     """
     failures: dict[str, str] = {}  # name of a run -> why
     stopping = threading.Event()
-    settled = {run.path: threading.Event() for run in runs}
-
-    def settle(run: PlannedRun) -> None:
-        try:
-            while not all(settled[path].wait(0.2) for path in run.after):
-                if stopping.is_set():
-                    return
-            make(run)
-        finally:
-            settled[run.path].set()
 
     def make(run: PlannedRun) -> None:
         if run.results() is None and not all(holds(path) for path in run.after):
@@ -186,11 +176,19 @@ def execute(runs: Sequence[PlannedRun], launch: Launch, jobs: int = 1) -> dict[s
 
     waiting = {run.path: run for run in reversed(runs)}  # two names may share a run
     ordered = [run for run in runs if waiting[run.path] is run]
+    todo = [run for run in ordered if not run.alone]
+    making: dict[Future[None], PlannedRun] = {}
     with launch.taking_signals(), ThreadPoolExecutor(jobs) as pool:
         try:
-            beside = [pool.submit(settle, run) for run in ordered if not run.alone]
-            for made in as_completed(beside):
-                made.result()
+            while todo or making:
+                unsettled = {run.path for run in (*todo, *making.values())}
+                ready = [run for run in todo if unsettled.isdisjoint(run.after)]
+                for run in ready[: jobs - len(making)]:
+                    todo.remove(run)
+                    making[pool.submit(make, run)] = run
+                for made in wait(making, return_when=FIRST_COMPLETED).done:
+                    del making[made]
+                    made.result()
         except BaseException:
             launch.stop()
             pool.shutdown(cancel_futures=True)
