@@ -18,7 +18,9 @@ def recipe(*overrides: str):
 
 
 @pytest.mark.parametrize("settle", [1.0, 0.5])
-def test_first_the_tokens_and_latent_actions_learn_and_then_the_dynamics_alone(settle) -> None:
+def test_first_the_tokens_and_latent_actions_learn_and_then_the_dynamics_alone(
+    settle: float,
+) -> None:
     sets = "loop.steps=4", "recipe.prepare=0.5", "optim.ema_decay=null", "optim.weight_decay=0.1"
     made = recipe(*sets, f"recipe.settle={settle}")
     learn = [{"tokenizer", "latents"}, {"tokenizer", "latents"}, {"dynamics"}, {"dynamics"}]

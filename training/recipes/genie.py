@@ -6,9 +6,11 @@ Genie (2024, arXiv:2402.15391). In the first `recipe.prepare` of the run, from f
     latents     |x_{t+1} told from x_1 .. x_t and the code of what was done - x_{t+1}|^2
     alike       `recipe.spread` of how little the numbers of latent actions vary in a clip
 
-then, with both as they are, the dynamics:
+(the last two for `recipe.settle` of it, with noise of `recipe.jitter` on these numbers before they
+are rounded), then, with both as they are, the dynamics:
 
-    frame       cross-entropy of the masked tokens of clips, beside those that are not masked
+    frame       cross-entropy of the masked tokens of clips, beside those that are not masked and
+                what the frame before each looks like
 
 The first frame of a clip is never masked, of the others a share between `recipe.masked` and all of
 the tokens. What differs: a share of the frames (`recipe.clean`) is not masked at all, since frames
@@ -58,9 +60,9 @@ class GenieTraining(VideoWorldTraining):
     recipe: GenieRecipeConfig
 
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
-        recipe, done = self.recipe, self.trainer.count / self.config.loop.steps
-        if done < recipe.prepare:
-            settled = done >= recipe.settle * recipe.prepare
+        recipe, share = self.recipe, self.trainer.count / self.config.loop.steps
+        if share < recipe.prepare:
+            settled = share >= recipe.settle * recipe.prepare
             terms = self.model.prepare(frames, None if settled else self.jitter(actions, rows))
             self.note(**terms)
             weights = {"alike": recipe.spread}
