@@ -40,6 +40,13 @@ def test_first_the_tokens_and_latent_actions_learn_and_then_the_dynamics_alone(
         assert {name for name in parts if f"train/{name}" in metrics} == learn[step] - {"dynamics"}
 
 
+def test_told_the_true_actions_the_tokenizer_learns_first_and_then_the_dynamics() -> None:
+    made = recipe("model.latent_levels=[]", "loop.steps=2", "recipe.prepare=0.5")
+    told = [made.step(made.data.batch(step)) for step in range(2)]
+    assert ["train/tokenizer" in metrics for metrics in told] == [True, False]
+    assert not any("train/latents" in metrics for metrics in told)
+
+
 def test_masks_are_those_that_the_recipe_says() -> None:
     made = recipe("recipe.clean=0.25", "recipe.masked=0.5")
     tokens = torch.zeros(500, 6, 16, dtype=torch.long)

@@ -62,8 +62,8 @@ class GenieTraining(VideoWorldTraining):
     def loss(self, frames: Tensor, actions: Tensor, rows: Tensor) -> Tensor:
         recipe, share = self.recipe, self.trainer.count / self.config.loop.steps
         if share < recipe.prepare:
-            settled = share >= recipe.settle * recipe.prepare
-            terms = self.model.prepare(frames, None if settled else self.jitter(actions, rows))
+            learns = self.model.latents is not None and share < recipe.settle * recipe.prepare
+            terms = self.model.prepare(frames, self.jitter(actions, rows) if learns else None)
             self.note(**terms)
             weights = {"alike": recipe.spread}
             return torch.stack([weights.get(k, 1.0) * term for k, term in terms.items()]).sum()
