@@ -114,7 +114,7 @@ class GenieRecipeConfig(VideoWorldConfig):
     jitter: float = 0.5
     "Deviation of the noise on their numbers before they are rounded, while they learn."
     settle: float = 1.0
-    "Share of the preparation in which they do: later they would tell only what the past does not."
+    "Share of the preparation in which they do: later they would tell one action from itself."
     clean: float = 0.5
     "Share of the frames no token of which is masked (published: 0)."
     masked: float = 0.5
