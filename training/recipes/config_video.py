@@ -119,12 +119,14 @@ class GenieRecipeConfig(VideoWorldConfig):
     "Share of the frames no token of which is masked (published: 0)."
     masked: float = 0.5
     "Least share of the others' tokens that are; the most is all."
+    blur: float = 0.0
+    "Most of a frame's numbers that the dynamics is shown a level off: its own frames drift, too."
     labelled: int = 64
     "Clips with actions by which the latent ones are told apart."
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, "recipe", 0.0, 1.0, "prepare", "settle", "clean", "masked")
+        within(self, "recipe", 0.0, 1.0, "prepare", "settle", "clean", "masked", "blur")
         at_least(self, "recipe", 0, "spread", "jitter")
         at_least(self, "recipe", 1, "labelled")
         if self.prepare in (0.0, 1.0) or self.clean == 1 or not self.settle:

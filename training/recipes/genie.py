@@ -30,6 +30,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from models.worlds.video.config import GenieConfig
+from models.worlds.video.fsq import moved
 from models.worlds.video.genie import Genie, after
 from models.worlds.video.noise import even, normal
 from training.data.config_episodes import PlayedConfig
@@ -68,10 +69,10 @@ class GenieTraining(VideoWorldTraining):
             weights = {"alike": recipe.spread}
             return torch.stack([weights.get(k, 1.0) * term for k, term in terms.items()]).sum()
         tokens, done = self.model.encode(frames), self.model.done(frames, actions)
-        masked = self.masked(tokens, rows)
-        shown = tokens.masked_fill(masked, self.model.dynamics.mask)
+        masked, near = self.masked(tokens, rows), self.near(tokens, rows)
+        shown = near.masked_fill(masked, self.model.dynamics.mask)
         before = F.pad(done, (1, 0), value=self.model.dynamics.none)
-        past = after(self.model.looks(tokens))
+        past = after(self.model.looks(near))
         return masked_loss(self.model(shown, before, past)[0], tokens, masked, self.share)
 
     @property
@@ -99,6 +100,16 @@ class GenieTraining(VideoWorldTraining):
         share = torch.where(which < recipe.clean, 0.0, share)
         share[:, 0] = 0.0
         return even(seed, rows, (1,), (t, s)) < share[..., None]
+
+    def near(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """The tokens [b, t, s], some of whose numbers are a level off: in every frame a share of
+        its own, between none and `recipe.blur`."""
+        recipe, seed = self.recipe, stream_seed(self.config.seed, "noise")
+        levels, (t, s) = self.model.config.levels, tokens.shape[1:]
+        share = recipe.blur * even(seed, rows, (3,), (t, 1, 1))
+        which, way = even(seed, rows, (4,), (2, t, s, len(levels))).unbind(1)
+        by = torch.where(which < share, torch.where(way < 0.5, -1, 1), 0)
+        return moved(tokens, by, levels)
 
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:

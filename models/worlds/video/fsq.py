@@ -46,6 +46,15 @@ def code_of(index: Int64[Tensor, " ..."], levels: Sequence[int]) -> Float[Tensor
     return 2 * (index[..., None] // basis % (most + 1)) / most - 1
 
 
+def moved(
+    index: Int64[Tensor, " ..."], by: Int64[Tensor, "... k"], levels: Sequence[int]
+) -> Int64[Tensor, " ..."]:
+    """The code whose numbers are so many levels further, as far as there are any."""
+    most, basis = spans(levels, index.device)
+    digit = (index[..., None] // basis % (most + 1) + by).clamp(min=torch.zeros_like(most), max=most)
+    return digit.mul(basis).sum(-1)
+
+
 def joined(logits: Float[Tensor, "... m"], levels: Sequence[int]) -> Float[Tensor, "... v"]:
     """Logits of each code, of logits of the levels of each of its numbers: their sums."""
     every, *others = logits.split(list(levels), dim=-1)
