@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.worlds.video.fsq import code_of, size_of
 from tests.helpers import SMALL_PINFALL, SMALL_WORLD
 from training.config import compose
 from training.distributed import Processes
@@ -62,6 +63,49 @@ def test_masks_are_those_that_the_recipe_says() -> None:
     assert shown[:, 1:].all()
 
 
+def test_the_dynamics_is_shown_numbers_that_are_a_level_off_and_asked_for_the_true_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = recipe("recipe.blur=0.5", "recipe.clean=0.5")
+    levels, rows = made.model.config.levels, torch.arange(400)
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(size_of(levels), (400, 6, 16), generator=generator)
+    near = made.near(tokens, rows)
+    most = torch.tensor(levels) - 1
+    off = ((code_of(near, levels) - code_of(tokens, levels)) * most / 2).round()
+    assert set(off.unique().tolist()) == {-1.0, 0.0, 1.0}
+    within = off[(code_of(tokens, levels).abs() < 0.99)]  # at the ends half of the ways are closed
+    assert within.abs().mean() == pytest.approx(0.25, abs=0.02)
+    assert within.mean() == pytest.approx(0.0, abs=0.02)
+    frames = (off != 0).float().mean((2, 3))
+    assert frames.min() < 0.03 and frames.max() > 0.3, "each frame has a share of its own"
+    assert torch.equal(made.near(tokens[100:], rows[100:]), near[100:])
+    assert torch.equal(recipe("recipe.blur=0").near(tokens, rows), tokens)
+
+    batch = made.trainer.to_device(made.data.batch(0))
+    frames, actions = made.see(batch), batch["actions"]
+    asked: dict[str, torch.Tensor] = {}
+
+    def forward(shown: torch.Tensor, before: torch.Tensor, past: torch.Tensor):
+        asked.update(shown=shown, past=past)
+        return (torch.zeros(*shown.shape, size_of(levels), requires_grad=True), None)
+
+    def masked_loss(logits: torch.Tensor, tokens: torch.Tensor, *_: object) -> torch.Tensor:
+        asked.update(tokens=tokens)
+        return logits.sum()
+
+    monkeypatch.setattr(made.model, "forward", forward)
+    monkeypatch.setattr(genie, "masked_loss", masked_loss)
+    made.trainer.count = made.config.loop.steps - 1
+    made.loss(frames, actions, torch.arange(len(frames)))
+    true = made.model.encode(frames)
+    near = made.near(true, torch.arange(len(frames)))
+    whole = asked["shown"] != made.model.dynamics.mask
+    assert torch.equal(asked["tokens"], true)
+    assert torch.equal(asked["shown"][whole], near[whole]) and (near != true).any()
+    torch.testing.assert_close(asked["past"][:, 1:], made.model.looks(near)[:, :-1])
+
+
 def test_only_masked_tokens_count() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 4, 7, generator=generator)
@@ -116,6 +160,7 @@ def test_dreams_send_nothing_back() -> None:
         ("model.steps=17", r"model\.steps=17 must be at most 16"),
         ("recipe.prepare=1", r"recipe\.prepare=1.* must be between 0 and 1"),
         ("recipe.clean=1", r"recipe\.clean=1.* below 1"),
+        ("recipe.blur=2", r"recipe\.blur=2"),
         ("recipe.labelled=0", r"recipe\.labelled=0"),
         ("model.levels=[1]", r"model\.levels=\[1\]"),
         ("model.temperature=-1", r"model\.temperature=-1"),
