@@ -93,6 +93,26 @@ def test_no_gradient_flows_through_the_two_halves() -> None:
     assert calls == [True, False, False] and weight.grad is not None
 
 
+def test_beside_larger_steps_a_frame_of_the_smallest_stays_as_it_is() -> None:
+    x_0, x_1 = noise(20, 5, 2), noise(20, 5, 2, seed=1)
+    tau, d = levels(20, 5)
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def tell(z: torch.Tensor, tau: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        seen.append((z, tau, d))
+        return torch.tanh(z.cumsum(1))
+
+    shortcut_loss(tell, x_0, x_1, tau, d, MOST)
+    small = d == 1
+    assert small.any() and len(seen) == 3
+    for first, *halves in zip(*seen, strict=True):
+        assert all(torch.equal(first[small], half[small]) for half in halves)
+    (z, _, _), _, (there, later, half) = seen
+    assert torch.equal(half[~small], d[~small] // 2)
+    assert torch.equal(later[~small], (tau + half)[~small])
+    assert not torch.equal(z[~small], there[~small])
+
+
 def gaussian(z: torch.Tensor, tau: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     """E[x_1 | z] where x_1 is normal: tau z / ((1 - tau)^2 + tau^2)."""
     a = tau.to(z)[..., None] / MOST

@@ -10,7 +10,9 @@ One step, with clips of T frames whose noise and step are each frame's own:
     loss            = mean of (0.9 tau + 0.1) of either                       (shortcut.py)
 
 Larger steps are taught from `recipe.jumps_after` of the run on, when the smallest have been
-learned. What differs: errors are not divided by their running root mean square.
+learned. What differs: errors are not divided by their running root mean square; and a share of the
+frames (`recipe.clean`) is as clean as those of the past are in dreams, which levels that each frame
+draws by itself hardly ever are all.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class Dreamer4Training(VideoWorldTraining):
         x = model.encode(frames)
         most, t = model.most, x.shape[1]
         share = even(seed, rows, (0,), (t, 2))
+        clean = even(seed, rows, (2,), (t,)) < self.recipe.clean
         eps = normal(seed, rows, (1,), x.shape[1:])
         before = F.pad(actions, (1, 0), value=self.model.actions)
         total = x.new_zeros(())
@@ -73,6 +76,8 @@ class Dreamer4Training(VideoWorldTraining):
             else:
                 tau = (share[part][..., 1] * most).long().clamp(max=most - 1)
                 d = torch.ones_like(tau)
+            past = clean[part]
+            tau, d = tau.masked_fill(past, min(model.level, most - 1)), d.masked_fill(past, 1)
             done = before[part]
 
             def tell(z: Tensor, tau: Tensor, stride: Tensor, done: Tensor = done) -> Tensor:

@@ -79,6 +79,11 @@ class Dreamer4(FilmWorld[FilmCache]):
         """Patches of frames in [0, 1], in [-1, 1]."""
         return patches_of(frames, self.config.patch) * 2 - 1
 
+    @property
+    def level(self) -> int:
+        """How clean frames of the past are shown, in smallest steps."""
+        return round((1 - self.config.context_noise) * self.most)
+
     def prepare(
         self, frames: Float[Tensor, "b t c h w"], masked: Bool[Tensor, "b t s"]
     ) -> Float[Tensor, ""]:
@@ -133,8 +138,7 @@ class Dreamer4(FilmWorld[FilmCache]):
         cache: FilmCache | None,
     ) -> FilmCache:
         """A little noisy, at the nearest level; clean ones are told as the last one trained."""
-        level = round((1 - self.config.context_noise) * self.most)
-        tau = torch.full(z.shape[:2], level, device=z.device)
+        tau = torch.full(z.shape[:2], self.level, device=z.device)
         shown = between(noise, z, tau, self.most)
         told = tau.clamp(max=self.most - 1)
         return self(shown, told, torch.ones_like(tau), before, cache)[1]

@@ -71,11 +71,12 @@ def slope(told: Tensor, z: Tensor, tau: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def two_halves(tell: Tell, z: Tensor, tau: Tensor, d: Tensor, most: int) -> Tensor:
-    """The mean slope of two steps of d / 2."""
+    """The mean slope of two steps of d / 2. Where d is the smallest step, a frame stays as it is."""
     half = d // 2
-    first = slope(tell(z, tau, half), z, tau, most)
+    told = half.clamp(min=1)
+    first = slope(tell(z, tau, told), z, tau, most)
     there = z + first * spread(half, z) / most
-    second = slope(tell(there, tau + half, half), there, tau + half, most)
+    second = slope(tell(there, tau + half, told), there, tau + half, most)
     return (first + second) / 2
 
 
@@ -96,7 +97,7 @@ def shortcut_loss(
     left = (1 - spread(tau, z) / most).float()
     if small.all():
         return weight * flow, torch.zeros_like(flow)
-    wanted = two_halves(tell, z, torch.where(small, 0, tau), torch.where(small, 2, d), most)
+    wanted = two_halves(tell, z, tau, d, most)
     jump = (left * (slope(told, z, tau, most) - wanted)).float().square().mean(axes)
     return weight * torch.where(small, flow, 0.0), weight * torch.where(small, 0.0, jump)
 
