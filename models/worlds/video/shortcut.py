@@ -71,7 +71,7 @@ def slope(told: Tensor, z: Tensor, tau: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def two_halves(tell: Tell, z: Tensor, tau: Tensor, d: Tensor, most: int) -> Tensor:
-    """The mean slope of two steps of d / 2. Where d is the smallest step, a frame stays as it is."""
+    """The mean slope of two steps of d / 2. Frames whose d is the smallest stay as they are."""
     half = d // 2
     told = half.clamp(min=1)
     first = slope(tell(z, tau, told), z, tau, most)
