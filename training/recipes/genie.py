@@ -14,8 +14,9 @@ are rounded), then, with both as they are, the dynamics:
 
 The first frame of a clip is never masked, of the others a share between `recipe.masked` and all of
 the tokens. What differs: a share of the frames (`recipe.clean`) is not masked at all, since frames
-of the past are whole when one is drawn; every frame's share is its own; and `alike`, in the place
-of what keeps a codebook in use.
+of the past are whole when one is drawn; every frame's share is its own; some of the numbers of the
+codes that are shown are a level off (`recipe.blur`), since in dreams the past is the model's own;
+and `alike`, in the place of what keeps a codebook in use.
 
 At every evaluation `recipe.labelled` clips whose actions are known say which latent action each
 action is: the one that is most often found where it was done.
