@@ -51,7 +51,7 @@ def moved(
 ) -> Int64[Tensor, " ..."]:
     """The code whose numbers are so many levels further, as far as there are any."""
     most, basis = spans(levels, index.device)
-    digit = (index[..., None] // basis % (most + 1) + by).clamp(min=torch.zeros_like(most), max=most)
+    digit = (index[..., None] // basis % (most + 1) + by).clamp(min=0).minimum(most)
     return digit.mul(basis).sum(-1)
 
 
