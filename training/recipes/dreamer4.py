@@ -11,8 +11,8 @@ One step, with clips of T frames whose noise and step are each frame's own:
 
 Larger steps are taught from `recipe.jumps_after` of the run on, when the smallest have been
 learned. What differs: errors are not divided by their running root mean square; and a share of the
-frames (`recipe.clean`) is as clean as those of the past are in dreams, which levels that each frame
-draws by itself hardly ever are all.
+frames can be as clean as those of the past are in dreams (`recipe.clean`), which levels that each
+frame draws by itself hardly ever are all.
 """
 
 from __future__ import annotations
