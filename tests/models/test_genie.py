@@ -185,22 +185,21 @@ def test_what_is_local_sees_no_further_than_its_margin() -> None:
 
 
 def test_latent_actions_that_are_all_the_same_are_led_apart() -> None:
-    model, (frames, _) = genie(latent_levels=[2, 2, 2]).train(), clip(5)
+    model, (frames, _) = genie(latent_levels=[2, 2, 2]).train(), clip(9)
     assert model.latents is not None
     readout = model.latents.to_code[1]
     with torch.no_grad():
         readout.weight.mul_(1e-3)
         readout.bias.fill_(0.5)
-    assert model.done(frames, torch.zeros(len(frames), 4).long()).unique().numel() == 1
+    assert model.done(frames, torch.zeros(len(frames), 8).long()).unique().numel() == 1
     assert 0.9 < model.prepare(frames)["alike"] < 1
     optimizer = torch.optim.Adam(model.latents.to_code.parameters(), lr=0.1)
     for _ in range(60):
         optimizer.zero_grad()
         model.prepare(frames)["alike"].backward()
         optimizer.step()
-    # Of sixty seeds, one left three codes of eight, none fewer; what is alike was 0.08 at most.
-    assert model.prepare(frames)["alike"] < 0.2
-    assert model.done(frames, torch.zeros(len(frames), 4).long()).unique().numel() > 2
+    assert model.prepare(frames)["alike"] < 0.1
+    assert model.done(frames, torch.zeros(len(frames), 8).long()).unique().numel() > 3
 
 
 @torch.no_grad()

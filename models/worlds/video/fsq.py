@@ -42,8 +42,8 @@ def index_of(code: Float[Tensor, "... k"], levels: Sequence[int]) -> Int64[Tenso
 
 def code_of(index: Int64[Tensor, " ..."], levels: Sequence[int]) -> Float[Tensor, "... k"]:
     """The code of each number."""
-    most, basis = spans(levels, index.device)
-    return 2 * (index[..., None] // basis % (most + 1)) / most - 1
+    most, _ = spans(levels, index.device)
+    return 2 * digits_of(index, levels) / most - 1
 
 
 def moved(
@@ -51,8 +51,14 @@ def moved(
 ) -> Int64[Tensor, " ..."]:
     """The code whose numbers are so many levels further, as far as there are any."""
     most, basis = spans(levels, index.device)
-    digit = (index[..., None] // basis % (most + 1) + by).clamp(min=0).minimum(most)
+    digit = (digits_of(index, levels) + by).clamp(min=0).minimum(most)
     return digit.mul(basis).sum(-1)
+
+
+def digits_of(index: Int64[Tensor, " ..."], levels: Sequence[int]) -> Int64[Tensor, "... k"]:
+    """The level of each number of each code."""
+    most, basis = spans(levels, index.device)
+    return index[..., None] // basis % (most + 1)
 
 
 def joined(logits: Float[Tensor, "... m"], levels: Sequence[int]) -> Float[Tensor, "... v"]:
