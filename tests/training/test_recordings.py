@@ -341,9 +341,10 @@ def test_transformers_are_told_actions_of_several_parts(name: str, tmp_path: Pat
 def test_latent_actions_are_not_named_one_by_one_where_there_are_billions(tmp_path: Path) -> None:
     write_csgo(tmp_path)
     small = [o for o in (*SMALL_PINFALL["genie"], *SMALL_WORLD) if not o.startswith(
-        ("data.worlds", "data.length"))]  # fmt: skip
-    sets = [*small, "data=csgo", f"data.path={tmp_path}", "recipe.splits=[]", "recipe.horizon=5",
-            "data.seq_len=4", "model.context=2"]  # fmt: skip
+        ("experiment", "data.worlds", "data.length"))]  # fmt: skip
+    sets = ["experiment=genie/coinrun", *small, "data=csgo", f"data.path={tmp_path}",
+            "recipe.splits=[]", "recipe.horizon=5", "data.seq_len=4",
+            "model.context=2"]  # fmt: skip
     with pytest.raises(UserError, match=r"data=csgo: its actions are too many to be named by lat"):
         genie.build(compose(sets), Processes(), torch.device("cpu"))
     own = compose([*sets, "model.latent_levels=[]"])

@@ -14,8 +14,8 @@
     action use       prediction error with shuffled actions over that with the right ones: 1 where
                      the predictor ignores what was done
 
-Ranks and spreads are in fp32 from a covariance matrix: singular values of thousands of rows are
-slow on a CPU.
+Ranks and spreads are from a covariance matrix: singular values of thousands of rows are slow on
+a CPU. It is summed in fp64: one of fp32 shows ranks that its own rounding has made.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def diagnose(z: Float[Tensor, "n d"]) -> dict[str, float]:
     """The numbers above, of n latents."""
     z = z.detach().float()
     mean = z.mean(dim=0)
-    centred = z - mean
+    centred = (z - mean).double()
     covariance = centred.mT @ centred / max(1, len(z) - 1)
     std = covariance.diagonal().clamp(min=0).sqrt()
-    values = torch.linalg.eigvalsh(covariance.double()).clamp(min=0)
-    raw = torch.linalg.eigvalsh((z.mT @ z).double()).clamp(min=0)
+    values = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    raw = torch.linalg.eigvalsh(z.double().mT @ z.double()).clamp(min=0)
     apart = covariance / (std[:, None] * std).clamp(min=1e-12)
     d = z.shape[1]
     off = (apart.abs().sum() - apart.diagonal().abs().sum()) / max(1, d * (d - 1))
