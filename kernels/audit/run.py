@@ -1,4 +1,4 @@
-"""The audit: gather specs, compile them two at a time, judge, record."""
+"""The audit: gather specs, compile them several at a time, judge, record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import io
 import json
 import os
 import pkgutil
-import subprocess
 import sys
 import time
 import tokenize
@@ -19,20 +18,23 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from kernels.audit import specs as suites
 from kernels.audit.judge import controls, faults
 from kernels.audit.spec import Spec
+from kernels.audit.worker import Worker
 
 KERNELS = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "recorded"
-HELP = """python -m kernels.audit [ops=NAME,...] [arch=N,...] [jobs=N] [write=true]
+HELP = """python -m kernels.audit [ops=NAME,...] [arch=N,...] [tiles=heaviest] [jobs=N] [write=true]
 
 Compile every shipped tile for its chip, without a GPU, and judge it.
 
   ops    {ops}; all without it
   arch   80, 90, 100 or gfx942; all without it
+  tiles  heaviest: of each kernel the one that needs most registers by the record; all without it
   jobs   how many to compile at a time; as many as there are cores without it
   write  record the result for this Triton version in kernels/audit/recorded/
 """
@@ -51,33 +53,37 @@ def all_specs(ops: Sequence[str], chips: Sequence[str] = ()) -> Iterator[Spec]:
                 yield spec
 
 
-def compiled(spec: Spec, timeout_s: float = 300) -> dict[str, Any]:
-    """The worker's report, or {"error": its last words}."""
-    command = [sys.executable, "-m", "kernels.audit.worker"]
-    # What the audit compiles must not depend on how tests interpret.
-    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    text = json.dumps(asdict(spec.compilation))
-    try:
-        done = subprocess.run(
-            command, input=text, env=env, capture_output=True, text=True, timeout=timeout_s
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"compiling took more than {timeout_s:.0f} s"}
-    if done.returncode:
-        words = [line for line in done.stderr.splitlines() if line.strip()]
-        return {"error": words[-1].strip() if words else f"exit code {done.returncode}"}
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def compile_all(found: Sequence[Spec], jobs: int, say=print) -> dict[str, dict[str, Any]]:
     """Reports by name, with progress."""
     began, reports = time.monotonic(), {}
+    free: SimpleQueue[Worker] = SimpleQueue()
+    workers = [Worker() for _ in range(jobs)]
+    for worker in workers:
+        free.put(worker)
+
+    def compiled(spec: Spec) -> dict[str, Any]:
+        worker = free.get()
+        try:
+            return worker.report(asdict(spec.compilation))
+        finally:
+            free.put(worker)
+
     with ThreadPoolExecutor(jobs) as pool:
         for spec, report in zip(found, pool.map(compiled, found), strict=True):
             reports[spec.name] = report
             if len(reports) % 20 == 0:
                 say(f"{len(reports)} of {len(found)} compiled, {time.monotonic() - began:.0f} s")
+    for worker in workers:
+        worker.close()
     return reports
+
+
+def heaviest(found: Sequence[Spec], budgets: Mapping[str, int]) -> list[Spec]:
+    """Of each kernel the tile with most registers: the likeliest to spill."""
+    heavy: dict[str, Spec] = {}
+    for spec in sorted(found, key=lambda spec: budgets.get(spec.name, 0)):
+        heavy[spec.compilation.kernel] = spec
+    return list(heavy.values())
 
 
 def judge(found: Sequence[Spec], reports: Mapping[str, Any], budgets: Mapping[str, int]) -> list:
@@ -91,13 +97,14 @@ def judge(found: Sequence[Spec], reports: Mapping[str, Any], budgets: Mapping[st
 
 def judge_controls(say=print) -> list[tuple[str, str]]:
     """Controls that passed, or failed for another reason than they should."""
-    wrong = []
+    wrong, worker = [], Worker()
     for spec, word in controls():
-        found = faults(spec, compiled(spec))
+        found = faults(spec, worker.report(asdict(spec.compilation)))
         caught = any(word in fault for fault in found)
         say(f"control {'fails as it must' if caught else 'DOES NOT FAIL'}: {'; '.join(found)}")
         if not caught:
             wrong.append((spec.name, f"this control must fail with `{word}`, got {found}"))
+    worker.close()
     return wrong
 
 
@@ -141,7 +148,13 @@ def code_lines(text: str) -> list[str]:
 
 def parse(words: Sequence[str]) -> dict[str, str]:
     """key=value words, checked. Raises ValueError."""
-    given = {"ops": "", "arch": "", "jobs": str(os.cpu_count() or 1), "write": "false"}
+    given = {
+        "ops": "",
+        "arch": "",
+        "tiles": "all",
+        "jobs": str(os.cpu_count() or 1),
+        "write": "false",
+    }
     for word in words:
         key, _, value = word.partition("=")
         if key not in given:
@@ -150,12 +163,15 @@ def parse(words: Sequence[str]) -> dict[str, str]:
     for op in filter(None, given["ops"].split(",")):
         if op not in operations():
             raise ValueError(f"ops={op}: there is no such op: use {', '.join(operations())}")
+    if given["tiles"] not in ("all", "heaviest"):
+        raise ValueError(f"tiles={given['tiles']} must be all or heaviest")
     if not given["jobs"].isdigit() or int(given["jobs"]) < 1:
         raise ValueError(f"jobs={given['jobs']} must be a whole number, at least 1")
     if given["write"] not in ("true", "false"):
         raise ValueError(f"write={given['write']} must be true or false")
-    if given["write"] == "true" and (given["ops"] or given["arch"]):
-        raise ValueError("write=true records everything: leave ops and arch out")
+    some = given["ops"] or given["arch"] or given["tiles"] != "all"
+    if given["write"] == "true" and some:
+        raise ValueError("write=true records everything: leave ops, arch and tiles out")
     return given
 
 
@@ -175,11 +191,13 @@ def main(words: Sequence[str]) -> int:
         print(f"kernels.audit: arch={given['arch']}: no tile is for it", file=sys.stderr)
         return 2
     installed = version("triton")
+    record = read_record(installed)
+    budgets = {} if record is None else {n: r["registers"] for n, r in record["tiles"].items()}
+    if given["tiles"] == "heaviest":
+        found = heaviest(found, budgets)
     print(f"Triton {installed}: {len(found)} tiles of {', '.join(ops)}", flush=True)
     began = time.monotonic()
     reports = compile_all(found, int(given["jobs"]))
-    record = read_record(installed)
-    budgets = {} if record is None else {n: r["registers"] for n, r in record["tiles"].items()}
     wrong = judge(found, reports, {} if given["write"] == "true" else budgets)
     wrong += judge_controls()
     for name, fault in wrong:

@@ -1,17 +1,21 @@
-"""Compile one kernel for a chip that need not be there, and report what came out, as JSON.
+"""Compile kernels for chips that need not be there, and report what came out, as lines of JSON.
 
-Its own process for each: a failed assertion of the compiler ends the process. Spills show in the
-stack size and in the local loads and stores of the machine code (LDL, STL), never in PTX.
+A process of its own, since a failed assertion of the compiler ends it; `Worker` starts another
+then. Spills show in the stack size and in the local loads and stores of the machine code (LDL,
+STL), never in PTX.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,65 @@ MNEMONICS = (
     "HGMMA", "QGMMA", "IGMMA", "HMMA", "IMMA", "UTCHMMA", "UTCQMMA",
     "UTMALDG", "UTMASTG", "LDGSTS", "LDL", "STL", "USETMAXREG",
 )  # fmt: skip
+
+
+class Worker:
+    """A process that compiles one kernel after the other; one that has died is replaced."""
+
+    def __init__(self, command: tuple[str, ...] = ("-m", "kernels.audit.worker")) -> None:
+        self.command, self.process = command, None
+
+    def report(self, compilation: Mapping[str, Any], timeout_s: float = 300) -> dict[str, Any]:
+        """What `compile_and_report` returns, or {"error": its last words}."""
+        if self.process is None:
+            self.process = self.started()
+        process, late = self.process, threading.Event()
+        assert process.stdin is not None and process.stdout is not None
+
+        def kill() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(timeout_s, kill)
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(compilation) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        finally:
+            timer.cancel()
+        if line:
+            return json.loads(line)
+        code = self.close()
+        if late.is_set():
+            return {"error": f"compiling took more than {timeout_s:.0f} s"}
+        self.words.seek(0)
+        words = [line for line in self.words.read().splitlines() if line.strip()]
+        return {"error": words[-1].strip() if words else f"exit code {code}"}
+
+    def started(self) -> subprocess.Popen[str]:
+        """A fresh process."""
+        # What the audit compiles must not depend on how tests interpret.
+        env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+        self.words = tempfile.TemporaryFile("w+")  # noqa: SIM115 (for as long as the process)
+        return subprocess.Popen(
+            [sys.executable, *self.command],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.words,
+            text=True,
+        )
+
+    def close(self) -> int | None:
+        """Let the process end; its exit code."""
+        process, self.process = self.process, None
+        if process is None:
+            return None
+        process.communicate()
+        return process.returncode
 
 
 def compile_and_report(compilation: dict[str, Any]) -> dict[str, Any]:
@@ -84,5 +147,16 @@ def amd(asm: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def main() -> None:
+    """A report for each line of the standard input, where nothing else is printed to."""
+    out, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        try:
+            report = compile_and_report(json.loads(line))
+        except Exception as error:
+            report = {"error": (str(error).strip() or type(error).__name__).splitlines()[-1]}
+        print(json.dumps(report), file=out, flush=True)
+
+
 if __name__ == "__main__":
-    print(json.dumps(compile_and_report(json.load(sys.stdin))))
+    main()

@@ -1,4 +1,8 @@
-"""The compile audit: it runs in full, its rules catch what they are for, its record is current."""
+"""The compile audit: it runs, its rules catch what they are for, its record is current.
+
+All tiles are compiled by `make audit`, in a quarter of an hour; the record that it leaves is bound
+to its sources, and what has passed with them is here compiled once more for a tile of each kernel.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import pytest
@@ -15,17 +19,18 @@ import torch
 from kernels.audit import run, table
 from kernels.audit.judge import controls, faults
 from kernels.audit.run import all_specs, fingerprint, operations
+from kernels.audit.worker import Worker
 from kernels.launch import capture
 from kernels.tiles import TUNED, Tile, override, pick, rows
 from tests.helpers import ROOT
 
 
 @pytest.mark.slow
-def test_every_shipped_tile_compiles_as_it_must() -> None:
-    """`python -m kernels.audit`, its controls included."""
+def test_the_heaviest_tile_of_every_kernel_compiles_as_it_must() -> None:
+    """`python -m kernels.audit tiles=heaviest`, its controls included."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "kernels.audit"],
+        [sys.executable, "-m", "kernels.audit", "tiles=heaviest"],
         cwd=ROOT,
         env=env,
         capture_output=True,
@@ -34,6 +39,17 @@ def test_every_shipped_tile_compiles_as_it_must() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("control fails as it must") == len(list(controls()))
+
+
+def test_the_heaviest_tiles_are_one_of_each_kernel_by_the_record() -> None:
+    found = list(all_specs(operations()))
+    record = run.read_record(version("triton"))
+    assert record is not None
+    budgets = {name: report["registers"] for name, report in record["tiles"].items()}
+    chosen = {spec.compilation.kernel: spec for spec in run.heaviest(found, budgets)}
+    assert set(chosen) == {spec.compilation.kernel for spec in found}
+    for spec in found:
+        assert budgets[spec.name] <= budgets[chosen[spec.compilation.kernel].name]
 
 
 def test_every_row_of_every_table_is_audited() -> None:
@@ -168,7 +184,9 @@ def test_a_tile_is_that_of_the_nearest_row() -> None:
         (["op=attention"], "there is no key `op`"),
         (["jobs=0"], "at least 1"),
         (["write=yes"], "must be true or false"),
-        (["write=true", "arch=90"], "leave ops and arch out"),
+        (["write=true", "arch=90"], "leave ops, arch and tiles out"),
+        (["write=true", "tiles=heaviest"], "leave ops, arch and tiles out"),
+        (["tiles=some"], "must be all or heaviest"),
         (["arch=42"], "no tile is for it"),
     ],
 )
@@ -187,3 +205,36 @@ def test_a_record_is_written_whole(tmp_path, monkeypatch) -> None:
     assert (
         "| 3.7.1 | 1 of 1 |" in text and "| `attention_forward` | sm_90 | 1 | 160 | 100 |" in text
     )
+
+
+ODD = """
+import sys, time
+for line in sys.stdin:
+    if "late" in line:
+        time.sleep(60)
+    if "dies" in line:
+        print("assertion `x` failed", file=sys.stderr)
+        sys.exit(6)
+    print(line, end="", flush=True)
+"""
+
+
+def test_a_compiler_that_dies_or_hangs_is_replaced_and_its_last_words_are_told() -> None:
+    worker = Worker(("-c", ODD))
+    assert worker.report({"a": 1}) == {"a": 1}
+    first = worker.process
+    assert worker.report({"a": 2}) == {"a": 2} and worker.process is first
+    assert worker.report({"a": "dies"}) == {"error": "assertion `x` failed"}
+    assert worker.report({"a": 3}) == {"a": 3} and worker.process is not first
+    assert worker.report({"a": "late"}, timeout_s=0.2)["error"].startswith("compiling took more")
+    assert worker.report({"a": 4}) == {"a": 4}
+    assert worker.close() == 0 and worker.close() is None
+
+
+def test_a_kernel_that_does_not_compile_is_no_end_of_its_process(spec) -> None:
+    worker, given = Worker(), asdict(spec.compilation)
+    wrong = worker.report({**given, "constants": {}})
+    assert set(wrong) == {"error"}
+    process = worker.process
+    assert worker.report(given)["registers"] > 0 and worker.process is process
+    worker.close()
