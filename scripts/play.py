@@ -3,10 +3,10 @@
     GET  /        the page: canvases, keys that steer, frames per second and latency
     WS   /play    {"action": 0} -> a frame; {"reset": true} -> another beginning's
 
-A frame comes as 16 bytes (number, size, latency in milliseconds, frames per second; two unsigned
-and two floats of 32 bits, little-endian), then the dream's pixels and, of a world that has a
-simulator, the simulator's after the same actions, RGB, row by row. What is not understood is
-answered with {"error": why}.
+A frame comes as 24 bytes (number, size, latency in milliseconds, frames per second, score in the
+simulator, 1 if its game is over; of 32 bits, little-endian, the three between floats and the others
+unsigned), then the dream's pixels and, of a world that has a simulator, the simulator's after the
+same actions, RGB, row by row. What is not understood is answered with {"error": why}.
 
 It binds to this machine unless told otherwise, answers only pages of its own, and limits how long a
 message may be, how many come in a second, and how many play at once.
@@ -36,6 +36,8 @@ MESSAGE_BYTES, MESSAGES_PER_S = 256, 120
 "What a player may send."
 MISTAKES = 10
 "Messages that are not understood, after which a player is sent away."
+HEAD = struct.Struct("<IIfffI")
+"What a frame begins with."
 MEASURED = 30
 "Frames over which the rate is taken."
 
@@ -159,7 +161,9 @@ class Game:
     def message(self) -> bytes:
         """What the page is sent."""
         pictures = self.pictures()
-        head = struct.pack("<IIff", self.count, len(pictures[0]), 1e3 * self.latency, self.rate)
+        head = HEAD.pack(
+            self.count, len(pictures[0]), 1e3 * self.latency, self.rate, self.score, self.over
+        )
         return head + b"".join(picture.tobytes() for picture in pictures)
 
 
@@ -318,7 +322,7 @@ def in_terminal(game: Game, read: Callable[[float], str], write: Callable[[str],
             game.act(action)
             pictures = [half_blocks(x) for x in game.pictures()]
             rows = ["  ".join(parts) for parts in zip(*pictures, strict=True)]
-            what = f"dream | simulator{' (lost)' if game.over else ''}   score {game.score:+.0f}"
+            what = f"dream | simulator{' (over)' if game.over else ''}   score {game.score:+.0f}"
             facts = (
                 f"{'dream' if game.state is None else what}   {names[action]}   "
                 f"{game.rate:.0f} frames/s   {1e3 * game.latency:.0f} ms   a s d w: steer, "

@@ -90,7 +90,7 @@ def socket(server: Server):
 def frame(message: bytes) -> tuple[int, float, np.ndarray, np.ndarray]:
     """Number, latency, dream and truth of a message."""
     number, size, latency, _ = struct.unpack("<IIff", message[:16])
-    dream, truth = np.frombuffer(message[16:], np.uint8).reshape(2, size, size, 3)
+    dream, truth = np.frombuffer(message[24:], np.uint8).reshape(2, size, size, 3)
     return number, latency, dream, truth
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_was_just_trained_can_be_played(run: Path) -> None:
         number, latency, dream, truth = frame(game.message())
         assert number == count and latency > 0 and dream.shape == truth.shape == (16, 16, 3)
     again = Stage(Asked(model=str(run))).game()
-    assert again.message()[16:] == first[16:]
+    assert again.message()[24:] == first[24:]
     for _ in range(3):
         again.act(2)
     np.testing.assert_array_equal(frame(again.message())[2], dream, "the same dream again")
@@ -116,6 +116,23 @@ def test_a_run_that_was_just_trained_can_be_played(run: Path) -> None:
     for _ in range(3):
         other.act(2)
     assert (frame(other.message())[2] != dream).any() and frame(other.message())[3].sum() > 0
+
+
+def test_a_player_is_told_the_score_and_that_the_ball_is_lost(stage: Stage) -> None:
+    game = stage.game()
+    assert struct.unpack("<fI", game.message()[16:24]) == (0.0, 0)
+    for _ in range(400):  # who stays at the wall loses it
+        game.act(0)
+        score, over = struct.unpack("<fI", game.message()[16:24])
+        assert (score, over) == (game.score, game.over)
+        if over:
+            break
+    assert over == 1
+    still = frame(game.message())[3]
+    game.act(2)
+    assert (frame(game.message())[3] == still).all(), "what is over stays so"
+    game.reset()
+    assert struct.unpack("<fI", game.message()[16:24]) == (0.0, 0)
 
 
 @pytest.mark.parametrize("name", SMALL_PINFALL)
@@ -157,7 +174,7 @@ def test_worlds_of_films_are_played_without_a_simulator(tmp_path: Path) -> None:
     (first,) = game.pictures()
     assert any((first == frame).all() for film in held for frame in film), "a frame of a held film"
     game.act(7)
-    assert len(game.message()) == 16 + 3 * 16 * 16
+    assert len(game.message()) == 24 + 3 * 16 * 16
     written: list[str] = []
     typed = iter(["7", "", "q"])
     in_terminal(game, lambda seconds: next(typed), written.append)
@@ -372,12 +389,16 @@ def test_in_a_real_browser_actions_give_frames_and_the_paddle_obeys(
             _, after = seen()
             browser.key(name, "keyUp")
             assert (paddle(after) - paddle(before)) * way > 2
+        told = "document.getElementById('score').textContent"
+        assert "same actions: score" in browser.read(told)
+        browser.until(lambda: "its game is over, R begins anew" in browser.read(told))
         browser.until(lambda: seen()[0] >= 50)
         facts = browser.read("document.getElementById('facts').textContent")
         assert "frames per second" in facts and "ms from action to frame" in facts
         assert browser.read("document.getElementById('why').textContent") == ""
         browser.key("r", "keyDown")
         browser.until(lambda: seen()[0] < 10)
+        assert "over" not in browser.read(told)
     finally:
         browser.close()
 
