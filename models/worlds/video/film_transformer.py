@@ -157,7 +157,7 @@ class Block(nn.Module):
         else:
             mixed = self.attention(shown)
         x = x + told[2] * mixed
-        hidden = F.gelu(self.enter(self.normed(x, 1, told)), approximate="tanh")
+        hidden = F.gelu(self.enter(self.normed(x, 1, told)))
         return x + told[5] * self.leave(hidden), kept
 
     def normed(self, x: Tensor, which: int, told: Sequence[Tensor | float]) -> Tensor:

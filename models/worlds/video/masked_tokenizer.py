@@ -72,7 +72,7 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         x = x + self.attention(self.norms[0](x))
-        return x + self.leave(F.gelu(self.enter(self.norms[1](x)), approximate="tanh"))
+        return x + self.leave(F.gelu(self.enter(self.norms[1](x))))
 
 
 class Tokens(nn.Module):
