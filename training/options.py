@@ -5,6 +5,8 @@ An option is a dataclass here, and a file of values under configs/. No framework
 
 from __future__ import annotations
 
+from functools import cache
+
 from models.agents.config import ActorCriticConfig
 from models.language.config import (
     TransformerConfig,
@@ -150,6 +152,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
 }
 
 
+@cache
 def register() -> None:
     """Make the schemas known to Hydra, under the names the YAML files' defaults lists use."""
     from hydra.core.config_store import ConfigStore
