@@ -19,6 +19,9 @@ from torch import Tensor
 from kernels.dispatch import arch, assume_arch
 from kernels.tiles import Tile
 
+GRID_ROWS = 65_535
+"Most that the second and the third axis of a CUDA grid have."
+
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -68,10 +71,18 @@ def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> 
 
     Args:
         kernel: what `@triton.jit` returned.
-        grid: one to three sizes.
+        grid: one to three sizes, the second and third up to GRID_ROWS.
         tile: its blocks are passed as constants of those names.
         arguments: every other argument of the kernel by name. None is a constant.
+
+    Raises:
+        ValueError: a grid that CUDA does not launch.
     """
+    if any(size > GRID_ROWS for size in grid[1:]):
+        raise ValueError(
+            f"{kernel.__name__}: a grid of {grid} has more than {GRID_ROWS} rows: give it less of "
+            "the batch, or fewer heads, at a time"
+        )
     arguments = {**arguments, **tile.blocks}
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     captured = _captured.get()

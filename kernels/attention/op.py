@@ -26,7 +26,7 @@ from torch import Tensor
 
 from kernels.attention import intervals as masks
 from kernels.dispatch import arch, resolve
-from kernels.launch import misaligned
+from kernels.launch import GRID_ROWS, misaligned
 
 Prefix = tuple[Float[Tensor, "p kv d"], Float[Tensor, "p kv d"]]
 
@@ -117,10 +117,8 @@ def attention(
         table = masks.from_lengths(cu_seqlens_q, cu_seqlens_k, t, before, after)
 
     if chosen in ("triton", "interpret"):
-        from kernels.attention.launch import attention as kernel
-
-        pk, pv = (None, None) if prefix_kv is None else prefix_kv
-        out, lse = kernel(q, k, v, pk, pv, sinks, table, before, after, scale, softcap or 0.0)
+        rest = prefix_kv, sinks, before, after, scale, softcap or 0.0
+        out, lse = _kernels(q, k, v, table, *rest)
         return (out, lse) if return_lse else out
 
     whole = table is None and before >= s and prefix_kv is None
@@ -135,6 +133,26 @@ def attention(
     compute = masked_attention if chosen == "torch" else _flex
     out, lse = compute(q, k, v, mask, sinks, softcap, scale)
     return (out, lse) if return_lse else out
+
+
+def _kernels(
+    q: Tensor, k: Tensor, v: Tensor, table: Int32[Tensor, "#b 2 t"] | None,
+    prefix_kv: Prefix | None, sinks: Tensor | None,
+    before: int, after: int, scale: float, softcap: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """out and lse of the kernels, of as many sequences at a time as a grid has rows."""
+    from kernels.attention.launch import attention as kernel
+
+    pk, pv = (None, None) if prefix_kv is None else prefix_kv
+    found = []
+    for first in range(0, len(q), GRID_ROWS):
+        part = slice(first, first + GRID_ROWS)
+        seen = table if table is None or len(table) == 1 else table[part]
+        given = q[part], k[part], v[part], pk, pv, sinks, seen
+        found.append(kernel(*given, before, after, scale, softcap))
+    if len(found) == 1:
+        return found[0]
+    return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
 
 
 def _autocast(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch.library import opcheck
@@ -61,6 +63,31 @@ def test_the_single_masked_sweep_of_warp_specialisation_is_right() -> None:
         with override("attention_forward", tile):
             out = attention(q, k, v, window=window, impl="interpret")
         torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_more_sequences_than_a_grid_has_rows_are_computed_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q, k, v, pk, pv, sinks = arguments(True)[:6]
+    q, k, v = (torch.cat([x, 2 * x, x.flip(0)[:1]]) for x in (q, k, v))  # five
+    own = torch.arange(7).expand(5, 7) > torch.arange(5)[:, None]
+
+    def run():
+        given = {"prefix_kv": (pk, pv), "sinks": sinks, "return_lse": True, "impl": "interpret"}
+        out, lse = attention(q, k, v, segments=own.int(), **given)
+        loss = (out * torch.linspace(-1, 1, 16)).sum() + lse.square().sum()
+        return out, lse, *torch.autograd.grad(loss, (q, k, v, pk, pv, sinks))
+
+    expected = run()
+    for module in ("kernels.attention.op", "kernels.launch"):
+        monkeypatch.setattr(import_module(module), "GRID_ROWS", 2)
+    for a, b in zip(run(), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    monkeypatch.setattr(import_module("kernels.attention.op"), "GRID_ROWS", 9)
+    with pytest.raises(
+        ValueError, match=r"attention_forward: a grid of \(1, 2, 5\) has more than 2"
+    ):
+        run()
 
 
 def arguments(prefix: bool):
