@@ -189,7 +189,8 @@ def test_guidance_goes_on_from_what_is_told_without_a_past() -> None:
         model = forcing(guidance=guidance)
         cache = model.init_cache(frames, actions, episodes).cache
         told[guidance] = model.guided(x, level, before, cache)
-    torch.testing.assert_close(told[0.0], model(x, level, before)[0])
+    first = torch.full_like(before, model.actions)  # of a film: no action is known
+    torch.testing.assert_close(told[0.0], model(x, level, first)[0])
     torch.testing.assert_close(told[1.0], model(x, level, before, cache)[0])
     torch.testing.assert_close(told[2.5], 2.5 * told[1.0] - 1.5 * told[0.0], atol=1e-4, rtol=1e-4)
     assert (told[1.0] - told[0.0]).abs().max() > 1e-2
@@ -200,9 +201,9 @@ def test_fresh_noise_is_another_at_every_step_and_the_same_every_time() -> None:
     (frames, actions), episodes = clip(4), torch.tensor([3, 8])
     model = forcing(fresh=True)
     memory = model.init_cache(frames, actions, episodes, seed=5)
-    noise = model.noise(memory, 0)
+    noise = model.noise(memory)
     assert noise.shape == (2, 3, 3, 8, 8)
-    assert torch.equal(noise[:, :1], forcing().noise(memory, 0))
+    assert torch.equal(noise[:, :1], forcing().noise(memory))
     assert all((a - b).abs().mean() > 0.5 for a, b in pairwise(noise.unbind(1)))
     found, _ = model.step(memory, actions[:, 0])
     assert torch.equal(model.step(memory, actions[:, 0])[0], found)

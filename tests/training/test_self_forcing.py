@@ -45,7 +45,7 @@ def test_films_are_those_that_the_student_dreams_when_it_is_played() -> None:
     memory = student.init_cache(frames[:, :4], actions[:, :3], episodes, seed=5)
     told, noise = [], []
     for t in range(4):
-        noise.append(student.noise(memory, 0))
+        noise.append(student.noise(memory))
         frame, memory = student.step(memory, actions[:, 3 + t])
         told.append(frame)
     film = model.roll(frames[:, :4] * 2 - 1, before, torch.stack(noise, dim=1), last=2)

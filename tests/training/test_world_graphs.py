@@ -11,6 +11,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from models.worlds.video.graphs import Graphs, capture, graphed
+from models.worlds.video.self_forcing import SelfForcing
 from tests.helpers import SMALL_PINFALL, SMALL_WORLD
 from training.config import compose
 from training.distributed import Processes
@@ -34,14 +35,20 @@ def capture_on_cpu(f: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
     ("device", "capture"),
     [("cpu", capture_on_cpu), pytest.param("cuda", capture, marks=needs_gpu)],
 )
-@pytest.mark.parametrize("name", SMALL_PINFALL)
+@pytest.mark.parametrize("name", [*SMALL_PINFALL, "self_forcing"])
 def test_graphs_dream_the_same_and_caches_stay_values(
     name: str, device: str, capture: Callable[..., Any]
 ) -> None:
+    forced = name == "self_forcing"
+    name = "diffusion_forcing" if forced else name
     config = compose([*SMALL_PINFALL[name], *SMALL_WORLD, f"scale.device={device}"])
     recipe = importlib.import_module(f"training.recipes.{config.recipe.name}")
     made = recipe.build(config, Processes(), torch.device(device))
-    exam, model = made.exam(), made.model.eval()
+    exam, model = made.exam(), made.model
+    if forced:
+        model = SelfForcing(model.config).to(device)
+        model.initialise(torch.Generator(device).manual_seed(0))
+    model.eval()
     with torch.no_grad():
         for parameter in model.parameters():  # what is zero at first would hide what it multiplies
             parameter += 0.02 * torch.randn_like(parameter)
@@ -68,11 +75,12 @@ def test_graphs_dream_the_same_and_caches_stay_values(
         for cache, rows, wanted in ((first, 1, direct[0]), (begun(3), 3, direct[1])):
             for frame, exact in zip(dreams(cache, rows), wanted, strict=True):
                 torch.testing.assert_close(frame, exact, atol=1e-4, rtol=1e-4)
+        count = len(captured)
         again = dreams(first, 1)  # the cache of before, after many replays
+        dreams(begun(1), 1)
+        assert len(captured) == count > 0, "what has been captured once serves other dreams"
     for frame, exact in zip(again, direct[0], strict=True):
         torch.testing.assert_close(frame, exact, atol=1e-4, rtol=1e-4)
-    assert captured
-    count = len(captured)
     dreams(first, 1)
     dreams(first, 1)
     assert len(captured) == count, "outside, there is no graph"

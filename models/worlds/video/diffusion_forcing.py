@@ -143,7 +143,7 @@ class DiffusionForcing(FilmWorld[FilmCache]):
         self,
         z: Float[Tensor, "b t c h w"],
         before: Int64[Tensor, "b t"],
-        noise: Float[Tensor, "b t c h w"],
+        noise: None,
         cache: FilmCache | None,
     ) -> FilmCache:
         """Told as if they were a little noisy; none is added."""
@@ -157,15 +157,14 @@ class DiffusionForcing(FilmWorld[FilmCache]):
         shown = z * self.abar[label].sqrt() if self.config.fade_context else z
         return shown, torch.full(z.shape[:2], label, device=z.device)
 
-    def noise(self, memory: Memory[Any], use: int) -> Float[Tensor, "b n c h w"]:
-        """Of the next frame; if it is `fresh`, of every step in which it is drawn."""
-        first = super().noise(memory, use)
-        if use != DRAWN or not self.config.fresh:
+    def noise(self, memory: Memory[Any]) -> Float[Tensor, "b n c h w"]:
+        """What the next frame is drawn from; if it is `fresh`, in every step."""
+        first = super().noise(memory)
+        if not self.config.fresh:
             return first
-        shape, more = first.shape[2:], range(1, self.config.steps)
-        counters = [(memory.count, use, step) for step in more]
-        later = [normal(memory.seed, memory.episodes, each, shape)[:, None] for each in counters]
-        return torch.cat([first, *later], dim=1)
+        steps = torch.arange(1, self.config.steps, device=first.device)
+        counters, shape = (memory.count, DRAWN, steps), first.shape[2:]
+        return torch.cat([first, normal(memory.seed, memory.episodes[:, None], counters, shape)], 1)
 
     def draw(
         self, noise: Float[Tensor, "b n c h w"], before: Int64[Tensor, "b 1"], cache: FilmCache
@@ -187,7 +186,7 @@ class DiffusionForcing(FilmWorld[FilmCache]):
         v, _ = self(x, level, before, cache)
         if self.config.guidance == 1:
             return v
-        alone, _ = self(x, level, before)
+        alone, _ = self(x, level, torch.full_like(before, self.actions))
         return alone + self.config.guidance * (v - alone)
 
 

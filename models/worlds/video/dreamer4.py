@@ -32,7 +32,15 @@ from models.worlds.initialise import init_uniform, init_zero
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import Dreamer4Config
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
-from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of, widened
+from models.worlds.video.film_world import (
+    DRAWN,
+    SHOWN,
+    FilmWorld,
+    Memory,
+    patches_of,
+    pictures_of,
+    widened,
+)
 from models.worlds.video.masked_tokenizer import MaskedTokenizer
 from models.worlds.video.noise import normal
 from models.worlds.video.shortcut import between, powers, travel
@@ -102,9 +110,14 @@ class Dreamer4(FilmWorld[FilmCache]):
         x = z if self.tokenizer is None else self.tokenizer.decode(z).clamp(-1, 1)
         return (pictures_of(x, self.config.patch) + 1) / 2
 
-    def noise(self, memory: Memory[Any], use: int) -> Float[Tensor, "b 1 s p"]:
+    def noise(self, memory: Memory[Any]) -> Float[Tensor, "b 1 s p"]:
         shape = self.places, self.numbers
-        return normal(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
+        return normal(memory.seed, memory.episodes, (memory.count, DRAWN), shape)[:, None]
+
+    def noise_shown(self, memory: Memory[Any], frames: int) -> Float[Tensor, "b t s p"]:
+        count = memory.count + torch.arange(frames, device=memory.episodes.device)
+        shape = self.places, self.numbers
+        return normal(memory.seed, memory.episodes[:, None], (count, SHOWN), shape)
 
     def forward(
         self,
@@ -134,10 +147,11 @@ class Dreamer4(FilmWorld[FilmCache]):
         self,
         z: Float[Tensor, "b t s p"],
         before: Int64[Tensor, "b t"],
-        noise: Float[Tensor, "b t s p"],
+        noise: Float[Tensor, "b t s p"] | None,
         cache: FilmCache | None,
     ) -> FilmCache:
         """A little noisy, at the nearest level; clean ones are told as the last one trained."""
+        assert noise is not None
         tau = torch.full(z.shape[:2], self.level, device=z.device)
         shown = between(noise, z, tau, self.most)
         told = tau.clamp(max=self.most - 1)

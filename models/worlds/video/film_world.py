@@ -76,10 +76,14 @@ class FilmWorld(DrawnWorld, Generic[Kept]):
         self,
         z: Shaped[Tensor, "b t ..."],
         before: Int64[Tensor, "b t"],
-        noise: Float[Tensor, "b t ..."],
+        noise: Float[Tensor, "b t ..."] | None,
         cache: Kept | None,
     ) -> Kept:
-        """The cache with clean frames, as those of the past are shown."""
+        """The cache with clean frames, as those of the past are shown.
+
+        Args:
+            noise: what `noise_shown` gives.
+        """
         raise NotImplementedError
 
     def draw(
@@ -96,10 +100,14 @@ class FilmWorld(DrawnWorld, Generic[Kept]):
         """Frames in [0, 1]."""
         return (z + 1) / 2
 
-    def noise(self, memory: Memory[Any], use: int) -> Float[Tensor, "b 1 ..."]:
-        """Of the next frame."""
+    def noise(self, memory: Memory[Any]) -> Float[Tensor, "b 1 ..."]:
+        """What the next frame is drawn from."""
         shape = self.channels, self.size, self.size
-        return normal(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
+        return normal(memory.seed, memory.episodes, (memory.count, DRAWN), shape)[:, None]
+
+    def noise_shown(self, memory: Memory[Any], frames: int) -> Float[Tensor, "b t ..."] | None:
+        """What the next frames are mixed with where they are shown later; None: they are clean."""
+        return None
 
     @torch.no_grad()
     def init_cache(
@@ -114,11 +122,11 @@ class FilmWorld(DrawnWorld, Generic[Kept]):
         check_actions(actions, self.actions)
         before = F.pad(actions, (1, 0), value=self.actions)
         memory: Memory[Any] = Memory((), episodes, seed, 0, id(self))
-        noise = [
-            self.noise(replace(memory, count=count), SHOWN) for count in range(frames.shape[1])
-        ]
-        cache = self.show(self.encode(frames), before, torch.cat(noise, dim=1), None)
-        return replace(memory, cache=cache, count=frames.shape[1])
+        count = frames.shape[1]
+        noise = self.noise_shown(memory, count)
+        return replace(
+            memory, cache=self.show(self.encode(frames), before, noise, None), count=count
+        )
 
     @torch.no_grad()
     def step(
@@ -129,14 +137,14 @@ class FilmWorld(DrawnWorld, Generic[Kept]):
             raise ValueError("this is the cache of another model: call init_cache of this one")
         check_actions(action, self.actions)
         before = action[:, None]
-        noise = self.noise(cache, DRAWN), self.noise(cache, SHOWN)
+        noise = self.noise(cache), self.noise_shown(cache, 1)
         frame, kept = self.run(self.advance, *noise, before, cache.cache)
         return frame, replace(cache, cache=kept, count=cache.count + 1)
 
     def advance(
         self,
         drawn: Float[Tensor, "b 1 ..."],
-        shown: Float[Tensor, "b 1 ..."],
+        shown: Float[Tensor, "b 1 ..."] | None,
         before: Int64[Tensor, "b 1"],
         cache: Kept,
     ) -> tuple[Float[Tensor, "b c h w"], Kept]:

@@ -40,7 +40,14 @@ from models.worlds.jepa.regularizers import hinge_std, moments, off_diagonal
 from models.worlds.video.actions import ActionTable
 from models.worlds.video.config import FilmTransformerConfig, GenieConfig
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
-from models.worlds.video.film_world import FilmWorld, Memory, patches_of, pictures_of, widened
+from models.worlds.video.film_world import (
+    DRAWN,
+    FilmWorld,
+    Memory,
+    patches_of,
+    pictures_of,
+    widened,
+)
 from models.worlds.video.fsq import code_of, index_of, joined, quantise, size_of
 from models.worlds.video.maskgit import fill
 from models.worlds.video.noise import even
@@ -314,15 +321,15 @@ class Genie(FilmWorld[Known]):
     def decode(self, z: Int64[Tensor, "b t s"]) -> Float[Tensor, "b t c h w"]:
         return (pictures_of(self.looks(z), self.config.patch) + 1) / 2
 
-    def noise(self, memory: Memory[Any], use: int) -> Float[Tensor, "b 1 steps 2 s"]:
+    def noise(self, memory: Memory[Any]) -> Float[Tensor, "b 1 steps 2 s"]:
         shape = self.config.steps, 2, self.places
-        return even(memory.seed, memory.episodes, (memory.count, use), shape)[:, None]
+        return even(memory.seed, memory.episodes, (memory.count, DRAWN), shape)[:, None]
 
     def show(
         self,
         z: Int64[Tensor, "b t s"],
         before: Int64[Tensor, "b t"],
-        noise: Float[Tensor, "b t steps 2 s"],
+        noise: None,
         cache: Known | None,
     ) -> Known:
         """As they are."""

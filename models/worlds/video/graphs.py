@@ -7,9 +7,9 @@ What a model does between its noise and its frame is a function of tensors alone
     with graphed(model):
         frame, cache = model.step(cache, action)
 
-A graph is captured when tensors of the same shapes come a second time, and replayed from then on: a
-cache that still grows is never captured. What comes out is copied, so that caches stay values. The
-weights may change in place; they must not move.
+A graph is captured when tensors of the same shapes come twice in a row, and replayed from then on:
+a cache that still grows is not captured, however many dreams begin. What comes out is copied, so
+that caches stay values. The weights may change in place; they must not move.
 """
 
 from __future__ import annotations
@@ -53,18 +53,20 @@ class Graphs:
 
     def __init__(self, capture: Callable[..., tuple[Any, Callable[[], None]]] = capture) -> None:
         self.capture = capture
-        self.seen: set[Any] = set()
+        self.last: dict[str, Any] = {}
         self.known: dict[Any, tuple[list[Tensor], Any, Callable[[], None]]] = {}
 
     def __call__(self, f: Callable[..., Any], *given: Any) -> Any:
-        tensors, form = tree_flatten(given)
-        key = f.__qualname__, str(form), tuple((x.shape, x.dtype, x.device) for x in tensors)
-        if key not in self.seen:
-            self.seen.add(key)
-            return f(*given)
+        leaves, form = tree_flatten(given)
+        tensors = [x for x in leaves if x is not None]
+        shapes = tuple(x is not None and (x.shape, x.dtype, x.device) for x in leaves)
+        key = f.__qualname__, str(form), shapes
+        before, self.last[key[0]] = self.last.get(key[0]), key
         if key not in self.known:
-            held = [x.clone() for x in tensors]
-            again = tree_unflatten(held, form)
+            if key != before:
+                return f(*given)
+            own = iter(held := [x.clone() for x in tensors])
+            again = tree_unflatten([x if x is None else next(own) for x in leaves], form)
             self.known[key] = held, *self.capture(lambda: f(*again))
         held, told, replay = self.known[key]
         for place, x in zip(held, tensors, strict=True):

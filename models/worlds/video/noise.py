@@ -46,27 +46,34 @@ def uniform(key: Int64[Tensor, " ..."], count: int) -> Float[Tensor, "... count"
 def normal(
     seed: int,
     episodes: Int64[Tensor, " b"],
-    counters: Sequence[int],
+    counters: Sequence[int | Int64[Tensor, " ..."]],
     shape: Sequence[int],
 ) -> Float[Tensor, "b ..."]:
     """[b, *shape] float32: for each episode, what (seed, episode, *counters) gives.
 
     Args:
-        counters: non-negative numbers that tell one use from another, such as frame and step.
+        counters: non-negative numbers that tell one use from another, such as frame and step; or
+            many of them, which are broadcast with the episodes: [b, 1] and [t] give [b, t, *shape].
     """
     key = mix(episodes.long() + signed(seed * GOLDEN))
     for counter in counters:
-        key = mix(key ^ signed((counter + 1) * GOLDEN))
+        if isinstance(counter, Tensor):
+            key = mix(key ^ (counter + 1) * signed(GOLDEN))
+        else:
+            key = mix(key ^ signed((counter + 1) * GOLDEN))
     size = math.prod(shape)
     half = (size + 1) // 2
     first, second = uniform(key, 2 * half).split(half, dim=-1)
     length, turn = (-2 * first.log()).sqrt(), 2 * math.pi * second
     both = torch.cat([length * turn.cos(), length * turn.sin()], dim=-1)[:, :size]
-    return both.float().reshape(len(both), *shape)
+    return both.float().reshape(*key.shape, *shape)
 
 
 def even(
-    seed: int, episodes: Int64[Tensor, " b"], counters: Sequence[int], shape: Sequence[int]
+    seed: int,
+    episodes: Int64[Tensor, " b"],
+    counters: Sequence[int | Int64[Tensor, " ..."]],
+    shape: Sequence[int],
 ) -> Float[Tensor, "b ..."]:
     """The same, evenly spread over [0, 1]: how far along the normal curve each number lies."""
     return (1 + (normal(seed, episodes, counters, shape) / 2**0.5).erf()) / 2

@@ -66,7 +66,7 @@ class SelfForcing(nn.Module):
         n, student, abar = seen.shape[1], self.student, self.student.abar
         noise = noise.clamp(-LARGEST, LARGEST)
         with torch.no_grad():
-            cache = student.show(seen, before[:, :n], seen, None)
+            cache = student.show(seen, before[:, :n], None, None)
         film, levels = [], list(pairwise(ddim_levels(self.config.steps)))
         for frame in range(noise.shape[1]):
             done, z = before[:, n + frame, None], noise[:, frame, :1]
@@ -80,7 +80,7 @@ class SelfForcing(nn.Module):
                     z = noised(clean(z, now), noise[:, frame, step + 1, None], abar[then])
             film.append(clean(z, levels[last][0]))
             with torch.no_grad():
-                cache = student.show(film[-1].detach(), done, z, cache)
+                cache = student.show(film[-1].detach(), done, None, cache)
         return torch.cat(film, dim=1)
 
     def told(
@@ -129,6 +129,15 @@ class SelfForcing(nn.Module):
         v = self.told(self.critic, seen, noised(film, eps, wide), level, before)
         error = (v - velocity(film, eps, wide)).float().square().mean((2, 3, 4))
         return (snr_weight(abar) * error).mean()
+
+    @property
+    def run(self) -> Any:
+        """How the student's steps are run: see graphs.py."""
+        return self.student.run
+
+    @run.setter
+    def run(self, run: Any) -> None:
+        self.student.run = run
 
     def init_cache(self, *seen: Any, **more: Any) -> Any:
         return self.student.init_cache(*seen, **more)
