@@ -87,6 +87,19 @@ def test_the_paddle_moves_by_its_stride_and_stops_at_the_frame() -> None:
         step(state, torch.full((64,), 3), Variant.paddle)
 
 
+def test_whoever_acts_before_a_fork_does_not_know_either() -> None:
+    """Nor in worlds that are served again after a ball was lost."""
+    made = data(Variant.fork, length=64, hang=8, seq_len=4, worlds=2048)
+    clips = made.draw_round(0)[0]
+    hangs, side = clips.hang[:, :-1] > 0, np.sign(clips.v[:, :-1, 0, 0])
+    moved = np.diff(clips.plate, axis=1)
+    apart = moved[hangs & (side > 0)].mean() - moved[hangs & (side < 0)].mean()
+    assert abs(apart) < 0.25 and hangs.sum() > 5000
+    again = np.argwhere(clips.begins)
+    assert len(again) > 100, "some were lost"
+    assert (clips.hang[again[:, 0], again[:, 1] + 1] == 7).all()
+
+
 def test_before_a_fork_nothing_says_where_the_ball_will_go() -> None:
     hang = 6
     state = serve(np.random.default_rng(FRESH), 512, Variant.fork, Split.shown, hang)

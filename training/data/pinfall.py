@@ -149,7 +149,7 @@ def play(
         begins = lost
         state, reward, lost = step(state, action, variant)
         if begins.any():
-            state = serve(rng, count, variant, split).where(begins, state)
+            state = serve(rng, count, variant, split, config.hang).where(begins, state)
             reward, lost = reward * ~begins, lost & ~begins
         states.append(state)
         done.append((action, reward.float(), lost, begins))

@@ -154,9 +154,9 @@ def tints(
 
 
 def oracle(state: State, variant: Variant) -> Int64[Tensor, " n"]:
-    """The action of one who knows where the first ball will land, and goes there."""
+    """The action of one who knows where the first ball will land, and goes there once it flies."""
     where = landing(Discs(state.x, state.v, state.radius), frame_of(variant))[:, 0]
-    way = where - state.plate
+    way = torch.where(state.hang > 0, 0.0, where - state.plate)
     return 1 + torch.where(way.abs() > STRIDE / 2, way.sign(), 0.0).long()
 
 
