@@ -173,27 +173,6 @@ def test_most_clips_learn_the_smallest_step_and_a_quarter_learns_larger_ones_lat
     assert halves[0][2] == halves[1][2] == {1, 2, 4}
 
 
-def test_a_share_of_the_frames_is_as_clean_as_the_past_is_in_dreams() -> None:
-    made = recipe("data.batch_size=64", "recipe.clean=0.6", "recipe.jumps_after=0")
-    batch = made.trainer.to_device(made.data.batch(0))
-    asked: list[tuple[torch.Tensor, torch.Tensor]] = []
-    forward = made.model.forward
-
-    def noted(z, tau, stride, before, cache=None):
-        asked.append((tau, stride))
-        return forward(z, tau, stride, before, cache)
-
-    made.model.forward = noted
-    made.loss(made.see(batch), batch["actions"], torch.arange(64))
-    (tau, small), (later, large), *_ = asked
-    level = made.model.level
-    assert level == 7 and (small == 1).all()
-    share = (tau == level).float().mean().item()
-    assert share == pytest.approx(0.6 + 0.4 / 8, abs=0.08)
-    assert (large == 1).float().mean().item() == pytest.approx(0.6, abs=0.12)
-    assert (later[large == 1] == level).all()
-
-
 def test_every_process_goes_through_the_same_passes_whatever_its_clips() -> None:
     made, calls = recipe("data.batch_size=4"), []
     forward = made.model.forward
@@ -248,7 +227,6 @@ def test_a_long_dream_is_remembered_in_as_much_as_a_short_one(
         ("model.tokenizer.heads=3", r"model\.tokenizer\.heads=3 must divide model\.tokenizer\.dim"),
         ("model.tokenizer.masked=1", r"model\.tokenizer\.masked=1.* from 0 to below 1"),
         ("recipe.prepare=2", r"recipe\.prepare=2"),
-        ("recipe.clean=-1", r"recipe\.clean=-1"),
         ("model.registers=-1", r"model\.registers=-1 must be 0 or more"),
     ],
 )

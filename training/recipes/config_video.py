@@ -95,12 +95,10 @@ class Dreamer4RecipeConfig(VideoWorldConfig):
     "Share of the clips that learn larger steps from two smaller ones."
     jumps_after: float = 0.3
     "Share of the run before that: what is taught must have been learned."
-    clean: float = 0.0
-    "Share of the frames that are as clean as those of the past are in dreams (published: 0)."
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(self, "recipe", 0.0, 1.0, "prepare", "jumps", "jumps_after", "clean")
+        within(self, "recipe", 0.0, 1.0, "prepare", "jumps", "jumps_after")
 
 
 @dataclass

@@ -10,9 +10,7 @@ One step, with clips of T frames whose noise and step are each frame's own:
     loss            = mean of (0.9 tau + 0.1) of either                       (shortcut.py)
 
 Larger steps are taught from `recipe.jumps_after` of the run on, when the smallest have been
-learned. What differs: errors are not divided by their running root mean square; and a share of the
-frames can be as clean as those of the past are in dreams (`recipe.clean`), which levels that each
-frame draws by itself hardly ever are all.
+learned. What differs: errors are not divided by their running root mean square.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from torch import Tensor
 from models.worlds.video.config import Dreamer4Config
 from models.worlds.video.dreamer4 import Dreamer4
 from models.worlds.video.noise import even, normal
-from models.worlds.video.shortcut import draw_levels, powers, shortcut_loss
+from models.worlds.video.shortcut import draw_levels, flow_loss, jump_loss, powers
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
@@ -64,27 +62,23 @@ class Dreamer4Training(VideoWorldTraining):
         x = model.encode(frames)
         most, t = model.most, x.shape[1]
         share = even(seed, rows, (0,), (t, 2))
-        clean = even(seed, rows, (2,), (t,)) < self.recipe.clean
         eps = normal(seed, rows, (1,), x.shape[1:])
         before = F.pad(actions, (1, 0), value=self.model.actions)
         total = x.new_zeros(())
-        for large, chosen in self.kinds(rows):  # told together: larger steps need two more passes
-            own = chosen.any()
-            part = chosen if own else torch.arange(len(x), device=x.device) == 0
-            if large:
-                tau, d = draw_levels(share[part], most, least=2)
-            else:
-                tau = (share[part][..., 1] * most).long().clamp(max=most - 1)
-                d = torch.ones_like(tau)
-            past = clean[part]
-            tau, d = tau.masked_fill(past, min(model.level, most - 1)), d.masked_fill(past, 1)
-            done = before[part]
+        for large, own in self.kinds(rows):  # told together: larger steps need two more passes
+            part = torch.tensor(own or [0], device=x.device)
+            done, given = before[part], (eps[part], x[part])
 
             def tell(z: Tensor, tau: Tensor, stride: Tensor, done: Tensor = done) -> Tensor:
                 return self.model(z, tau, stride, done)[0]
 
-            flow, jump = shortcut_loss(tell, eps[part], x[part], tau, d, most)
-            total = total + own * (flow + jump).mean(1).sum()
+            if large:
+                tau, d = draw_levels(share[part], most, least=2)
+                error = jump_loss(tell, *given, tau, d, most)
+            else:
+                tau = (share[part][..., 1] * most).long().clamp(max=most - 1)
+                error = flow_loss(tell, *given, tau, most)
+            total = total + bool(own) * error.mean(1).sum()
         return total / len(x)
 
     def variations(self) -> dict[str, dict[str, Any]]:
@@ -105,14 +99,14 @@ class Dreamer4Training(VideoWorldTraining):
         share = even(seed, rows, (0,), (t, 1)) * model.config.tokenizer.masked
         return even(seed, rows, (1,), (t, (model.size // model.config.patch) ** 2)) < share
 
-    def kinds(self, rows: Tensor) -> list[tuple[bool, Tensor]]:
+    def kinds(self, rows: Tensor) -> list[tuple[bool, list[int]]]:
         """Whether steps are large, and which clips learn them; the same whatever else is in the
         batch. A kind that there is, every process goes through, with a clip of its own or not."""
         early = self.trainer.count < self.recipe.jumps_after * self.config.loop.steps
         share = 0.0 if early or self.model.most == 1 else self.recipe.jumps
-        large = (rows.double() * GOLDEN) % 1 < share
-        found = [(False, ~large)] if share < 1 else []
-        return [*found, (True, large)] if share else found
+        large = [number * GOLDEN % 1 < share for number in rows.tolist()]
+        kinds = ([False] if share < 1 else []) + ([True] if share else [])
+        return [(kind, [i for i, own in enumerate(large) if own == kind]) for kind in kinds]
 
 
 def check(config: TrainConfig) -> None:

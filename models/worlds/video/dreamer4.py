@@ -87,11 +87,6 @@ class Dreamer4(FilmWorld[FilmCache]):
         """Patches of frames in [0, 1], in [-1, 1]."""
         return patches_of(frames, self.config.patch) * 2 - 1
 
-    @property
-    def level(self) -> int:
-        """How clean frames of the past are shown, in smallest steps."""
-        return round((1 - self.config.context_noise) * self.most)
-
     def prepare(
         self, frames: Float[Tensor, "b t c h w"], masked: Bool[Tensor, "b t s"]
     ) -> Float[Tensor, ""]:
@@ -152,7 +147,8 @@ class Dreamer4(FilmWorld[FilmCache]):
     ) -> FilmCache:
         """A little noisy, at the nearest level; clean ones are told as the last one trained."""
         assert noise is not None
-        tau = torch.full(z.shape[:2], self.level, device=z.device)
+        level = round((1 - self.config.context_noise) * self.most)
+        tau = torch.full(z.shape[:2], level, device=z.device)
         shown = between(noise, z, tau, self.most)
         told = tau.clamp(max=self.most - 1)
         return self(shown, told, torch.ones_like(tau), before, cache)[1]

@@ -71,35 +71,32 @@ def slope(told: Tensor, z: Tensor, tau: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def two_halves(tell: Tell, z: Tensor, tau: Tensor, d: Tensor, most: int) -> Tensor:
-    """The mean slope of two steps of d / 2. Frames whose d is the smallest stay as they are."""
+    """The mean slope of two steps of d / 2."""
     half = d // 2
-    told = half.clamp(min=1)
-    first = slope(tell(z, tau, told), z, tau, most)
+    first = slope(tell(z, tau, half), z, tau, most)
     there = z + first * spread(half, z) / most
-    second = slope(tell(there, tau + half, told), there, tau + half, most)
+    second = slope(tell(there, tau + half, half), there, tau + half, most)
     return (first + second) / 2
 
 
-def shortcut_loss(
-    tell: Tell, x_0: Tensor, x_1: Tensor, tau: Tensor, d: Tensor, most: int
-) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t"]]:
-    """Weighed errors of frames, of true targets and of two halves, each 0 where d is of the other.
+def flow_loss(tell: Tell, x_0: Tensor, x_1: Tensor, tau: Tensor, most: int) -> Float[Tensor, "b t"]:
+    """Weighed errors of frames [b, t, ...] that are told by the smallest step from tau on."""
+    told = tell(between(x_0, x_1, tau, most), tau, torch.ones_like(tau))
+    return weighed((told - x_1).float(), tau, most)
 
-    Args:
-        x_0, x_1: [b, t, ...] noise, and what is to be told.
-        tau, d: [b, t] in smallest steps.
-    """
+
+def jump_loss(
+    tell: Tell, x_0: Tensor, x_1: Tensor, tau: Tensor, d: Tensor, most: int
+) -> Float[Tensor, "b t"]:
+    """The same of a step of d, two smallest ones or more, beside two of half its size."""
     z = between(x_0, x_1, tau, most)
-    told, small = tell(z, tau, d), d == 1
-    axes = tuple(range(tau.ndim, z.ndim))
-    weight = 0.9 * tau / most + 0.1
-    flow = (told - x_1).float().square().mean(axes)
-    left = (1 - spread(tau, z) / most).float()
-    if small.all():
-        return weight * flow, torch.zeros_like(flow)
-    wanted = two_halves(tell, z, tau, d, most)
-    jump = (left * (slope(told, z, tau, most) - wanted)).float().square().mean(axes)
-    return weight * torch.where(small, flow, 0.0), weight * torch.where(small, 0.0, jump)
+    off = slope(tell(z, tau, d), z, tau, most) - two_halves(tell, z, tau, d, most)
+    return weighed(((1 - spread(tau, z) / most) * off).float(), tau, most)
+
+
+def weighed(error: Tensor, tau: Tensor, most: int) -> Float[Tensor, "b t"]:
+    """Mean square of errors [b, t, ...], that of cleaner frames counting more."""
+    return (0.9 * tau / most + 0.1) * error.square().flatten(tau.ndim).mean(-1)
 
 
 def travel(tell: Tell, z: Tensor, steps: int, most: int) -> Tensor:
