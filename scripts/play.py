@@ -133,17 +133,15 @@ class Game:
         if type(action) is not int or not 0 <= action < len(choices):
             said = ", ".join(f"{i} ({choice.name})" for i, choice in enumerate(choices))
             raise BadMessage(f"action must be {said}, not {action!r}")
-        began, done = (
-            time.perf_counter(),
-            torch.tensor([choices[action].action], device=self.stage.device),
-        )
-        with self.stage.turn:
+        began = time.perf_counter()
+        with self.stage.turn:  # also what is moved: another player's step may be being captured
+            done = torch.tensor([choices[action].action], device=self.stage.device)
             frame, self.cache = self.world.model.step(self.cache, done)
-        self.dream = frame[0].cpu()
+            self.dream, done = frame[0].cpu(), done.cpu()
         self.latency = time.perf_counter() - began
         self.times.append(time.perf_counter())
         if self.state is not None and not self.over:
-            self.state, reward, end = self.world.step(self.state, done.cpu())
+            self.state, reward, end = self.world.step(self.state, done)
             self.score, self.over = self.score + reward.item(), bool(end)
         self.count += 1
 

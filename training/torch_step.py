@@ -151,8 +151,12 @@ class TorchStep:
                 block.compile()
 
     def autocast(self) -> Any:
-        """bf16 arithmetic where it was asked for and FSDP does not already provide it."""
-        if self.scale.precision == Precision.bf16 and not self.sharded:
+        """bf16 arithmetic where it was asked for.
+
+        Also where FSDP holds weights in bf16: what a model makes itself, such as sines of a
+        position, FSDP does not cast.
+        """
+        if self.scale.precision == Precision.bf16:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 

@@ -65,6 +65,9 @@ WORLDS = {
 "Data by name: its configuration, and the class in training/data/<name>.py."
 NAMES = "left", "stay", "right"
 "What the actions of Pinfall are called."
+PROCGEN = ("leftdown", "left", "leftup", "down", "rest", "up", "rightdown", "right", "rightup",
+           "d", "a", "w", "s", "q", "e")  # fmt: skip
+"Those of Procgen (2020, arXiv:1912.01588): ways, then buttons."
 BEGINNINGS = 64
 "Moments of films that are held out, which dreams of a recorded world begin from."
 
@@ -103,6 +106,8 @@ def choices_of(config: PinfallConfig | PlayedConfig) -> tuple[Choice, ...]:
         from training.data.atari import names_of
 
         names = names_of(config)
+    elif isinstance(config, ProcgenConfig):
+        names = PROCGEN
     elif config.parts:
         return choices_of_parts(config.parts)
     else:

@@ -27,10 +27,12 @@ from scripts import play
 from scripts.play import Asked, Server, Stage, in_terminal
 from tests.helpers import SMALL_PINFALL, SMALL_WORLD, train
 from training.config import compose
+from training.data.config_episodes import ProcgenConfig
 from training.distributed import Processes
 from training.errors import UserError
 from training.evaluation.stub_worlds import Simulator
 from training.run_directory import plain
+from training.worlds import PROCGEN
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +193,8 @@ def test_keys_are_told_from_the_names_of_actions() -> None:
         [], ["fire"], ["right", "up"], ["right"], ["down"],
     ]  # fmt: skip
     assert play.resting(names) == 0 and play.resting(("left", "stay", "right")) == 1
+    assert len(PROCGEN) == ProcgenConfig.actions and PROCGEN[play.resting(PROCGEN)] == "rest"
+    assert play.meant(PROCGEN[8]) == {"right", "up"} and not play.meant(PROCGEN[9])
     for typed, action in (
         ("d", 3),
         (" ", 1),

@@ -15,7 +15,7 @@ from models.agents.config import ActorCriticConfig
 from tests.helpers import SMALL_AGENT, SMALL_PINFALL, SMALL_WORLD, train
 from training.config import compose
 from training.data.config_worlds import PinfallConfig, Variant
-from training.data.pinfall import PinfallData
+from training.data.pinfall import Clips, PinfallData
 from training.distributed import Processes
 from training.envs.pinfall import see
 from training.envs.pinfall import step as simulate
@@ -199,9 +199,9 @@ def test_the_gradient_of_one_pass_is_that_of_the_formula() -> None:
     told = [made.model(x) for x in seen]
     value = torch.stack([v for _, v in told], dim=1)
     returns = lambda_returns(reward, value[:, 1:], end, 0.985, 0.95).detach()
-    total, count = torch.zeros(()), 0
+    total, count, over = torch.zeros(()), 0, batch["missed"][:, 3].any(-1)
     for i in range(16):
-        for t in range(4):
+        for t in range(0 if over[i] else 4):
             p = told[t][0][i].softmax(-1)
             away = (returns[i, t] - value[i, t]).detach()
             total = total + (value[i, t] - returns[i, t]) ** 2
@@ -215,6 +215,18 @@ def test_the_gradient_of_one_pass_is_that_of_the_formula() -> None:
     wanted = torch.autograd.grad(total / count, parameters)
     for a, b in zip(torch.autograd.grad(loss, parameters), wanted, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+def test_nobody_learns_from_a_game_that_was_over_before() -> None:
+    made = recipe("data.batch_size=8", "recipe.horizon=4")
+    batch = made.trainer.to_device(made.data.batch(0) | {"row": np.arange(8)})
+    batch["missed"][:, 3] = (torch.arange(8) % 2 == 0)[:, None]
+    assert made.dream(batch).on.sum(1).bool().tolist() == [False, True] * 4
+    clips = Clips(*(batch[name].numpy() for name in Clips._fields))
+    assert (
+        len(dream_agent.going_on(clips, 3).x) == 4
+        and not dream_agent.going_on(clips, 3).missed[:, 3].any()
+    )
 
 
 def test_how_much_better_actions_were_can_be_made_of_size_one() -> None:

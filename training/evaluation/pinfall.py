@@ -110,7 +110,9 @@ def ssim(
     told: Float[Tensor, "n h 3 s s"], truth: Float[Tensor, "n h 3 s s"]
 ) -> Float[Tensor, " h"]:
     """Structural similarity (Wang et al., 2004): a Gaussian window of 11 pixels, 1.5 wide, of which
-    none reaches over the border; mean over places, channels and clips."""
+    none reaches over the border; mean over places, channels and clips. In float64: variances are
+    differences of much larger numbers, and a GPU may round those of float32."""
+    told, truth = told.double(), truth.double()
     axis = torch.arange(11, device=told.device, dtype=told.dtype) - 5
     window = (-axis.square() / (2 * 1.5**2)).exp()
     window = (window[:, None] * window / window.sum() ** 2)[None, None]
@@ -122,4 +124,4 @@ def ssim(
     xx, yy, xy = blur(told**2) - x**2, blur(truth**2) - y**2, blur(told * truth) - x * y
     one, two = 0.01**2, 0.03**2
     each = (2 * x * y + one) * (2 * xy + two) / ((x**2 + y**2 + one) * (xx + yy + two))
-    return each.flatten(1).mean(1).unflatten(0, told.shape[:3]).mean((0, 2))
+    return each.flatten(1).mean(1).unflatten(0, told.shape[:3]).mean((0, 2)).float()

@@ -167,7 +167,8 @@ class DreamAgentTraining:
         value, reward, end = (torch.stack(x, dim=1) for x in (values, rewards, ends))
         recipe = self.recipe
         returns = lambda_returns(reward, value[:, 1:], end, recipe.discount, recipe.lam)
-        before = torch.cat([torch.zeros_like(end[:, :1]), end[:, :-1]], dim=1)
+        over = torch.from_numpy(clips.missed[:, start.frames.shape[1] - 1].any(-1))
+        before = torch.cat([over[:, None].to(end.device), end[:, :-1]], dim=1)
         on = (before.cumsum(1) == 0).float()
         better = returns - value[:, :-1]
         if recipe.normalise:
@@ -211,10 +212,11 @@ class DreamAgentTraining:
         policies: dict[str, Policy] = {"return": self.act, "random": wanderer,
                                        "oracle": all_knowing(config.variant)}  # fmt: skip
         with self.trainer.averaged_weights():
-            start = self.start(self.data.heldout(recipe.episodes, n))
+            start = self.start(going_on(self.data.heldout(recipe.episodes, n), n - 1))
             found = {name: live(judged, start, policy, recipe.frames).mean().item()
                      for name, policy in policies.items()}  # fmt: skip
-            learned = float(self.outside.steps)
+            steps = torch.tensor(float(self.outside.steps), device=self.trainer.device)
+            learned = self.trainer.mean(steps).item() * self.processes.world
             if final and recipe.ranked and self.dreams:
                 found |= self.ranks(start)
         span = found["oracle"] - found["random"]
@@ -254,6 +256,12 @@ class DreamAgentTraining:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.trainer.load_state_dict(state)
         self.outside.steps = int(state["outside"])
+
+
+def going_on(clips: Clips, frame: int) -> Clips:
+    """Those whose ball is not lost at a frame."""
+    kept = ~clips.missed[:, frame].any(-1)
+    return Clips(*(part[kept] for part in clips))
 
 
 def fill_shapes(config: TrainConfig) -> Any:

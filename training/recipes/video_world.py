@@ -41,6 +41,7 @@ from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.dream_physics import Exam
 from training.evaluation.dreams import (
+    CHUNK,
     FAR,
     HORIZONS,
     compare,
@@ -231,7 +232,7 @@ class VideoWorldTraining:
         self.units_per_step = data.config.batch_size * data.config.seq_len
         filled = fill_shapes(config)
         self.model = build_on(device, lambda: type(self).kind(filled), self.initialise)
-        self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self.parameters = sum(p.numel() for p in self.played.parameters() if p.requires_grad)
         self.trainer = TorchStep(
             self.model, [], config.optim, config.scale, processes, config.loop.steps
         )
@@ -242,6 +243,11 @@ class VideoWorldTraining:
                 register_fsdp_forward_method(self.model, method)
         self.found: dict[str, Any] = {}
         self.terms: dict[str, Tensor | float] = {}
+
+    @property
+    def played(self) -> nn.Module:
+        """The part of the model that is a world afterwards."""
+        return self.model
 
     def initialise(self, model: Any) -> None:
         device = next(model.parameters()).device
@@ -313,12 +319,17 @@ class VideoWorldTraining:
 
     @contextmanager
     def whole_model(self) -> Iterator[None]:
-        """Inside, the model has its (averaged) weights in full, in every process."""
+        """Inside, the model has its (averaged) weights in full, in every process.
+
+        It is judged in float32, and played so, whatever it learned in; where FSDP has bf16 weights
+        alone, in their precision.
+        """
         self.model.eval()
         with self.trainer.averaged_weights(), ExitStack() as stack:
             if self.trainer.sharded:
                 self.model.unshard()
                 stack.callback(self.model.reshard)
+                stack.enter_context(self.trainer.autocast())
             yield
 
     def exam(self, split: Split = Split.shown) -> Exam:
@@ -413,8 +424,12 @@ class VideoWorldTraining:
         if self.recipe.blind:
             actions = torch.zeros_like(actions)
         rows = torch.arange(len(frames), device=frames.device)
-        right, wrong = (self.loss(frames, told, rows) for told in (actions, actions.roll(1, 0)))
-        return {"shuffled_actions": (wrong / right).item()}
+
+        def loss(told: Tensor) -> Tensor:
+            parts = zip(*(x.split(CHUNK) for x in (frames, told, rows)), strict=True)
+            return sum((len(part[0]) * self.loss(*part) for part in parts), torch.zeros(()))
+
+        return {"shuffled_actions": (loss(actions.roll(1, 0)) / loss(actions)).item()}
 
     @property
     def hears(self) -> bool:

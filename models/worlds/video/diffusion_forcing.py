@@ -143,7 +143,7 @@ class DiffusionForcing(FilmWorld[FilmCache]):
         self,
         z: Float[Tensor, "b t c h w"],
         before: Int64[Tensor, "b t"],
-        noise: None,
+        noise: Tensor | None,
         cache: FilmCache | None,
     ) -> FilmCache:
         """Told as if they were a little noisy; none is added."""

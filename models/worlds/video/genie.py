@@ -329,7 +329,7 @@ class Genie(FilmWorld[Known]):
         self,
         z: Int64[Tensor, "b t s"],
         before: Int64[Tensor, "b t"],
-        noise: None,
+        noise: Tensor | None,
         cache: Known | None,
     ) -> Known:
         """As they are."""

@@ -85,6 +85,7 @@ def check_actions(actions: Int64[Tensor, " ..."], count: int) -> None:
     """Raise ValueError unless all are in 0 .. count - 1."""
     if actions.is_floating_point() or actions.dtype.is_complex:
         raise ValueError(f"actions must be integers, they are {actions.dtype}")
-    if actions.numel() and (actions.min() < 0 or actions.max() >= count):
-        bad = actions[(actions < 0) | (actions >= count)][0].item()
+    wrong = (actions < 0) | (actions >= count)
+    if wrong.any():  # the device is waited for once
+        bad = actions[wrong][0].item()
         raise ValueError(f"action {bad}: the world has 0 to {count - 1}")
