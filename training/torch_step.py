@@ -80,7 +80,12 @@ def build_optimisers(
     matrices, tables, vectors = split_parameters(model, blocks)
     decay = config.weight_decay
     optimisers: list[torch.optim.Optimizer] = []
-    if config.name == Optimiser.muon and matrices:
+    if config.name == Optimiser.muon:
+        if not matrices:
+            raise UserError(
+                "optim.name=muon: this recipe's model has no blocks with matrices of their own: "
+                "use optim.name=adamw"
+            )
         if any(parameter.ndim != 2 for parameter in matrices):
             raise UserError("optim.name=muon takes matrices only: use optim.name=adamw")
         optimisers.append(
