@@ -136,7 +136,7 @@ class ScaleConfig:
     precision: Precision = Precision.fp32
     "Arithmetic of forward and backward; parameters and optimiser state stay fp32."
     compile: bool = False
-    "torch.compile a language model's blocks; other torch recipes run as they are, jax compiles all."
+    "torch.compile a language model's blocks; no other torch recipe has any (jax compiles all)."
     deterministic: bool = False
     "Refuse operations whose result depends on scheduling (slower on a GPU)."
     threads: int | None = free(None)

@@ -18,6 +18,7 @@ from training.envs.pinfall import (
     SIZE,
     STRIDE,
     State,
+    frame_of,
     oracle,
     see,
     serve,
@@ -26,7 +27,7 @@ from training.envs.pinfall import (
 from training.evaluation import dreams
 from training.evaluation.dream_physics import Exam, half_life
 from training.evaluation.dreams import AGAIN, forked, judge, shortest
-from training.evaluation.pinfall import first_turn, parse, ssim
+from training.evaluation.pinfall import first_turn, parse, ssim, turned
 from training.evaluation.stub_worlds import (
     ConstantVelocity,
     CopyLast,
@@ -85,6 +86,21 @@ def test_the_paddle_moves_by_its_stride_and_stops_at_the_frame() -> None:
         assert torch.equal(after.plate, told)
     with pytest.raises(ValueError, match=r"actions are 0 \(left\), 1 \(stay\), 2 \(right\): .*3"):
         step(state, torch.full((64,), 3), Variant.paddle)
+
+
+@pytest.mark.parametrize("variant", [v for v in Variant if v != Variant.fork])
+def test_a_ball_has_met_something_where_it_is_not_where_it_would_have_flown(
+    variant: Variant,
+) -> None:
+    clips = data(variant, worlds=128, length=40).draw_round(0)[0]
+    gravity = frame_of(variant).gravity
+    x, v = torch.from_numpy(clips.x), torch.from_numpy(clips.v)
+    free = x[:, :-1] + v[:, :-1] + torch.tensor([0.0, gravity / 2])
+    going = torch.from_numpy(~clips.begins & ~clips.ends)[..., None]
+    away = ((x[:, 1:] - free).abs().amax(-1) > 1e-2) & going
+    met = turned(v, gravity) & going
+    assert away.sum() > 100 and met[away].float().mean() > 0.99
+    assert away[met].float().mean() > 0.9, "what was met as the frame ended is not seen yet"
 
 
 def test_whoever_acts_before_a_fork_does_not_know_either() -> None:

@@ -31,6 +31,7 @@ from training.envs.pinfall import (
     SIZE,
     STRIDE,
     State,
+    frame_of,
     is_open,
     serve,
     step,
@@ -121,7 +122,8 @@ def judge(
     }
     series = {name: value.mean(0).tolist() for name, value in errors.items()}
     found: dict[str, float] = {}
-    met = turned(torch.from_numpy(clips.v[:, context - 1 :]).to(device)).any(-1)
+    exact = torch.from_numpy(clips.v[:, context - 1 :]).to(device)
+    met = turned(exact, frame_of(exam.variant).gravity).any(-1)
     bounced = met.cumsum(1) > 0  # [n, h]: by then
     for h in (h for h in HORIZONS if h <= ahead):
         found |= {f"{name}/{h}": curve[h - 1] for name, curve in series.items()}
@@ -133,6 +135,7 @@ def judge(
                 found[f"bounced/{name}/{h}"] = errors[name][rows, h - 1].mean().item()
     found["half_life"] = half_life(errors["error"], torch.from_numpy(clips.radius).to(device))
     found |= alive(read, begun, HORIZONS)
+    found |= {f"parser_{name}": share for name, share in alive(true, begun, HORIZONS).items()}
     found |= physics(read, true, exam, met)
     if exam.variant == Variant.occlude:
         found |= permanence(read, exam)

@@ -70,9 +70,14 @@ def around_thickest(colour: Float[Tensor, "n t k s s"], unit: float) -> Bool[Ten
     return off * unit**2 <= WIDEST**2
 
 
-def turned(v: Float[Tensor, "n t k 2"]) -> Bool[Tensor, "n t-1 k"]:
-    """Whether a ball met something between a frame and the next, from exact velocities."""
-    return (v[:, 1:] * v[:, :-1] < 0).any(-1)
+def turned(v: Float[Tensor, "n t k 2"], gravity: float = 0.0) -> Bool[Tensor, "n t-1 k"]:
+    """Whether a ball met something between a frame and the next, from exact velocities.
+
+    Args:
+        gravity: what a frame adds to how fast it falls.
+    """
+    falls = torch.tensor([0.0, gravity], device=v.device)
+    return ((v.diff(dim=1) - falls).abs() > 1e-4).any(-1)
 
 
 def first_turn(x: Float[Tensor, "n t 2"]) -> Float[Tensor, " n"]:
@@ -112,7 +117,7 @@ def ssim(
     """Structural similarity (Wang et al., 2004): a Gaussian window of 11 pixels, 1.5 wide, of which
     none reaches over the border; mean over places, channels and clips. In float64: variances are
     differences of much larger numbers, and a GPU may round those of float32."""
-    told, truth = told.double(), truth.double()
+    given, told, truth = told.dtype, told.double(), truth.double()
     axis = torch.arange(11, device=told.device, dtype=told.dtype) - 5
     window = (-axis.square() / (2 * 1.5**2)).exp()
     window = (window[:, None] * window / window.sum() ** 2)[None, None]
@@ -124,4 +129,4 @@ def ssim(
     xx, yy, xy = blur(told**2) - x**2, blur(truth**2) - y**2, blur(told * truth) - x * y
     one, two = 0.01**2, 0.03**2
     each = (2 * x * y + one) * (2 * xy + two) / ((x**2 + y**2 + one) * (xx + yy + two))
-    return each.flatten(1).mean(1).unflatten(0, told.shape[:3]).mean((0, 2)).float()
+    return each.flatten(1).mean(1).unflatten(0, told.shape[:3]).mean((0, 2)).to(given)
