@@ -197,7 +197,8 @@ class DiffusionForcingConfig(FilmWorldConfig):
     name: str = "diffusion_forcing"
     "Which model: the stem of its file."
     widths: list[int] = field(default_factory=list)
-    "Channels of the levels of a U-Net (Diffusion Forcing); none: the transformer (Oasis)."
+    """Channels of the levels of a U-Net (Diffusion Forcing), which takes window, sinks and dim (of
+    its condition) from `transformer`; none: the transformer (Oasis)."""
     depth: int = 1
     "Residual blocks of a level of the U-Net, on the way down and on the way up."
     schedule: Schedule = Schedule.cosine
