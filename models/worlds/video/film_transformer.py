@@ -18,7 +18,6 @@ Dimensions: b films, t frames, s tokens of a frame, d width, h heads, hd head wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -125,6 +124,14 @@ def unit(x: Float[Tensor, "b n h hd"]) -> Float[Tensor, "b n h hd"]:
     return F.rms_norm(x, x.shape[-1:])
 
 
+class Modulation(NamedTuple):
+    """What a condition does to one half of a block: without one, nothing."""
+
+    scale: Tensor | float = 0.0
+    shift: Tensor | float = 0.0
+    gate: Tensor | float = 1.0
+
+
 class Block(nn.Module):
     """Attention over space or time, then an MLP.
 
@@ -147,24 +154,25 @@ class Block(nn.Module):
         c: Float[Tensor, "b t d"] | None,
         past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Float[Tensor, "b t s d"], tuple[Tensor, Tensor] | None]:
-        told: Sequence[Tensor | float] = (0.0, 0.0, 1.0) * 2
+        first = second = Modulation()
         if self.modulation is not None:
             assert c is not None
-            told = self.modulation(F.silu(c))[:, :, None].chunk(6, dim=-1)  # each [b, t, 1, d]
-        kept, shown = None, self.normed(x, 0, told)
+            parts = self.modulation(F.silu(c))[:, :, None].chunk(6, dim=-1)  # each [b, t, 1, d]
+            first, second = Modulation(*parts[:3]), Modulation(*parts[3:])
+        kept, shown = None, self.normed(x, 0, first)
         if isinstance(self.attention, TimeAttention):
             mixed, kept = self.attention(shown, past)
         else:
             mixed = self.attention(shown)
-        x = x + told[2] * mixed
-        hidden = F.gelu(self.enter(self.normed(x, 1, told)))
-        return x + told[5] * self.leave(hidden), kept
+        x = x + first.gate * mixed
+        hidden = F.gelu(self.enter(self.normed(x, 1, second)))
+        return x + second.gate * self.leave(hidden), kept
 
-    def normed(self, x: Tensor, which: int, told: Sequence[Tensor | float]) -> Tensor:
+    def normed(self, x: Tensor, which: int, by: Modulation) -> Tensor:
         """What attention (0) or the MLP (1) sees."""
         if self.norms is not None:
             return self.norms[which](x)
-        return F.rms_norm(x, x.shape[-1:]) * (1 + told[3 * which]) + told[3 * which + 1]
+        return F.rms_norm(x, x.shape[-1:]) * (1 + by.scale) + by.shift
 
 
 class FilmTransformer(nn.Module):
