@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """What XLA compiles for one test it need not compile for the next, or for its children."""
     if not hasattr(config, "workerinput") and CACHE not in os.environ:
         config.stash[MADE] = os.environ[CACHE] = tempfile.mkdtemp(prefix="afferent-xla-")
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -144,14 +144,14 @@ def _kernels(
     from kernels.attention.launch import attention as kernel
 
     pk, pv = (None, None) if prefix_kv is None else prefix_kv
+    if len(q) <= GRID_ROWS:
+        return kernel(q, k, v, pk, pv, sinks, table, before, after, scale, softcap)
     found = []
     for first in range(0, len(q), GRID_ROWS):
         part = slice(first, first + GRID_ROWS)
         seen = table if table is None or len(table) == 1 else table[part]
         given = q[part], k[part], v[part], pk, pv, sinks, seen
         found.append(kernel(*given, before, after, scale, softcap))
-    if len(found) == 1:
-        return found[0]
     return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
 
 

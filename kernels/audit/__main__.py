@@ -2,6 +2,7 @@
 
     python -m kernels.audit                          every op, the installed Triton
     python -m kernels.audit ops=attention arch=90    some of it
+    python -m kernels.audit tiles=heaviest           of each kernel the tile with most registers
     python -m kernels.audit write=true               and record it for the README
 
 A tile passes if it does not spill (stack 0, no local loads or stores), fits its chip's shared

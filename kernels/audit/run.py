@@ -30,7 +30,7 @@ KERNELS = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "recorded"
 HELP = """python -m kernels.audit [ops=NAME,...] [arch=N,...] [tiles=heaviest] [jobs=N] [write=true]
 
-Compile every shipped tile for its chip, without a GPU, and judge it.
+Compile every shipped tile for its chip, or some, without a GPU, and judge it.
 
   ops    {ops}; all without it
   arch   80, 90, 100 or gfx942; all without it

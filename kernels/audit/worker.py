@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,14 +34,15 @@ class Worker:
 
     def report(self, compilation: Mapping[str, Any], timeout_s: float = 300) -> dict[str, Any]:
         """What `compile_and_report` returns, or {"error": its last words}."""
-        if self.process is None:
+        if self.process is None or self.process.poll() is not None:
+            self.close()
             self.process = self.started()
         process, late = self.process, threading.Event()
         assert process.stdin is not None and process.stdout is not None
 
         def kill() -> None:
             late.set()
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # also the assembler that it may wait for
 
         timer = threading.Timer(timeout_s, kill)
         timer.start()
@@ -53,6 +55,8 @@ class Worker:
         finally:
             timer.cancel()
         if line:
+            if late.is_set():  # just then
+                self.close()
             return json.loads(line)
         code = self.close()
         if late.is_set():
@@ -73,6 +77,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.words,
             text=True,
+            start_new_session=True,
         )
 
     def close(self) -> int | None:
@@ -149,7 +154,8 @@ def amd(asm: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """A report for each line of the standard input, where nothing else is printed to."""
-    out, sys.stdout = sys.stdout, sys.stderr
+    out, sys.stdout = os.fdopen(os.dup(1), "w"), sys.stderr
+    os.dup2(2, 1)  # what compilers and assemblers print themselves
     for line in sys.stdin:
         try:
             report = compile_and_report(json.loads(line))

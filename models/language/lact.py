@@ -140,7 +140,9 @@ class LaCT(FastWeightMixer):
         rates = rearrange(rates, "b t (h matrix) -> matrix b h t", matrix=3)
         mixing = self.config.mixing
         momentum = self.momentum_proj(x).to(wide).sigmoid() if mixing.momentum else None
-        out, state = lact(q, k, v.to(wide), rates, momentum, state, mixing.chunk, muon=mixing.muon)
+        given = q, k, v.to(wide), rates, momentum, state, mixing.chunk
+        with torch.autocast(x.device.type, enabled=False):  # fast weights are as wide as they are
+            out, state = lact(*given, muon=mixing.muon)
         return out.to(x.dtype), state
 
     def state_values(self) -> int:

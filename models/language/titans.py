@@ -78,7 +78,9 @@ class NeuralMemory(FastWeightMixer):
         rates = rearrange(self.rates_proj(x).to(wide), "b t (three h) -> three b h t", three=3)
         eta, theta, alpha = (rates + self.rates_bias[:, None, :, None]).sigmoid()
         norm = self.model_norm_weight[:, None].to(wide), self.model_norm_shift[:, None].to(wide)
-        out, state = remember(q, k, v, eta, self.max_lr * theta, alpha, state, norm, self.chunk)
+        given = q, k, v, eta, self.max_lr * theta, alpha, state, norm, self.chunk
+        with torch.autocast(x.device.type, enabled=False):  # memories are as wide as they are
+            out, state = remember(*given)
         return out.to(x.dtype), state
 
     def state_values(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import pairwise
 
 import pytest
@@ -54,6 +55,33 @@ def test_altering_a_token_changes_no_earlier_output_and_every_chunk_after(
     after = model(altered)
     torch.testing.assert_close(before[:, :s], after[:, :s], rtol=0, atol=1e-12)
     assert (before[:, s:] - after[:, s:]).abs().amax(dim=(0, 2)).min() > 0
+
+
+INNER = {
+    Mixer.ttt_linear: ("kernels.fast_weights.ttt.op", "dual"),
+    Mixer.ttt_mlp: ("kernels.fast_weights.ttt.op", "dual"),
+    Mixer.lact: ("models.language.lact", "lact"),
+    Mixer.delta: ("kernels.fast_weights.gated_delta.op", "chunked"),
+    Mixer.gated_delta: ("kernels.fast_weights.gated_delta.op", "chunked"),
+    Mixer.titans: ("models.language.titans", "remember"),
+}
+
+
+@pytest.mark.parametrize("mixer", FAST)
+def test_fast_weights_are_as_wide_as_they_are_under_autocast(
+    mixer: Mixer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = import_module(INNER[mixer][0]), INNER[mixer][1]
+    inner, calls = getattr(module, name), []
+
+    def spied(*given, **more):
+        calls.append(torch.is_autocast_enabled("cpu"))
+        return inner(*given, **more)
+
+    monkeypatch.setattr(module, name, spied)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = build(mixer).float()(tokens(9))
+    assert calls and not any(calls) and out.isfinite().all()
 
 
 @pytest.mark.parametrize("mixer", FAST)

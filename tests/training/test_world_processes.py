@@ -56,11 +56,12 @@ def test_two_processes_are_one(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["diamond", "diffusion_forcing", "genie"])
-def test_two_processes_compute_in_bf16(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ["diamond", "diffusion_forcing", "genie", "masked", "rollout"])
+def test_two_processes_compute_in_bf16(case: str, tmp_path: Path) -> None:
     """Also what the models make themselves, which FSDP does not cast."""
-    sets = [*SMALL_PINFALL[name], *SMALL_WORLD, "scale.precision=bf16", "loop.steps=2", "run=x"]
+    sets = [*CASES[case], "scale.precision=bf16", "loop.steps=2", "run=x"]
     done = train(tmp_path, *sets, processes=2)
     assert done.returncode == 0, done.stderr[-9000:]
     (file,) = tmp_path.glob("*/*/x/results.json")
-    assert json.loads(file.read_text())["metrics"]["eval/psnr/5"] > 0
+    metrics = json.loads(file.read_text())["metrics"]
+    assert any(key.startswith("eval/") for key in metrics)

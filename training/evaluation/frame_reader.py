@@ -47,9 +47,10 @@ class Reader(nn.Module):
         n, s = len(frames), frames.shape[-1]
         at = (torch.arange(s, device=frames.device) + 0.5) / s
         across, down = at.expand(n, 1, s, s), at[:, None].expand(n, 1, s, s)
-        told = self.maps(torch.cat([frames, across, down], dim=1)).flatten(2).softmax(-1)
-        share = told.unflatten(2, (s, s))  # [n, o, s, s]
-        means = (share.sum(2) @ at) * self.sizes[0], (share.sum(3) @ at) * self.sizes[1]
+        with torch.autocast(frames.device.type, enabled=False):  # whatever the model is asked in
+            told = self.maps(torch.cat([frames.float(), across, down], dim=1))
+            share = told.flatten(2).softmax(-1).unflatten(2, (s, s))  # [n, o, s, s]
+            means = (share.sum(2) @ at) * self.sizes[0], (share.sum(3) @ at) * self.sizes[1]
         return torch.stack([means[axis][:, thing] for thing, axis in self.picks], dim=1)
 
 

@@ -172,10 +172,11 @@ class DreamAgentTraining:
         on = (before.cumsum(1) == 0).float()
         better = returns - value[:, :-1]
         if recipe.normalise:
-            size = self.trainer.mean((better.square() * on).sum() / on.sum()).sqrt()
+            size = self.trainer.mean((better.square() * on).sum() / on.sum().clamp(min=1)).sqrt()
             better = better / size.clamp(min=1e-6)
         action, logp = torch.stack(actions, dim=1), torch.stack(logps, dim=1)
-        return Dreams(frames, action, logp, returns, better, on, (reward * on).sum() / on.sum())
+        won = (reward * on).sum() / on.sum().clamp(min=1)
+        return Dreams(frames, action, logp, returns, better, on, won)
 
     def loss(self, dreams: Dreams, index: Tensor) -> Tensor:
         """Of the dreams `index`: REINFORCE with a critic, or, from the second pass on, PPO."""
@@ -192,7 +193,8 @@ class DreamAgentTraining:
             "actor": -torch.minimum(ratio * better, held * better),
             "entropy": -(logs.exp() * logs).sum(-1),
         }
-        means = {name: (x * on).sum() / dreams.on.mean() / on.numel() for name, x in each.items()}
+        lived = dreams.on.mean().clamp(min=1 / dreams.on.numel())
+        means = {name: (x * on).sum() / lived / on.numel() for name, x in each.items()}
         for name, mean in means.items():
             part = mean.detach() / self.config.optim.accumulate
             self.terms[name] = self.terms.get(name, 0.0) + part
@@ -215,7 +217,9 @@ class DreamAgentTraining:
             start = self.start(going_on(self.data.heldout(recipe.episodes, n), n - 1))
             found = {name: live(judged, start, policy, recipe.frames).mean().item()
                      for name, policy in policies.items()}  # fmt: skip
-            steps = torch.tensor(float(self.outside.steps), device=self.trainer.device)
+            steps = torch.tensor(
+                self.outside.steps, dtype=torch.float64, device=self.trainer.device
+            )
             learned = self.trainer.mean(steps).item() * self.processes.world
             if final and recipe.ranked and self.dreams:
                 found |= self.ranks(start)

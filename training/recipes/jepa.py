@@ -181,6 +181,9 @@ class JEPATraining:
             if self.trainer.sharded:
                 self.model.unshard()
                 stack.callback(self.model.reshard)
+                stack.enter_context(
+                    self.trainer.autocast()
+                )  # whole, they are what FSDP computes in
             yield
 
     def health(self, z: Tensor, **more: float) -> dict[str, float]:

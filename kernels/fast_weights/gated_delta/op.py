@@ -72,7 +72,8 @@ def gated_delta_rule(
         "gated_delta_rule", impl, device=q.device, table="delta_solve", refusal=refusal
     )
     if chosen == "torch":
-        return chunked(q, k, v, beta, g, state, scale)
+        with torch.autocast(q.device.type, enabled=False):
+            return chunked(q, k, v, beta, g, state, scale)
     from kernels.fast_weights.gated_delta.launch import gated_delta
 
     out, last, *_ = gated_delta(q, k, v, beta, g, state, scale)

@@ -76,7 +76,9 @@ def ttt_linear(
     refusal = refused(q, k, v, position)
     chosen = resolve(name, impl, device=q.device, table="ttt_states", refusal=refusal)
     if chosen == "torch":
-        out, (weight, bias) = dual(q, k, v, rate, position, [weight, bias], norm_weight, norm_bias)
+        with torch.autocast(q.device.type, enabled=False):
+            given = q, k, v, rate, position, [weight, bias]
+            out, (weight, bias) = dual(*given, norm_weight, norm_bias)
         return out, weight, bias
     from kernels.fast_weights.ttt.launch import ttt_linear as launched
 
@@ -123,7 +125,8 @@ def ttt_mlp(
     shapes = dict(zip(("W1", "b1", "W2", "b2"), zip(state, wanted, strict=True), strict=True))
     check(name, q, k, v, rate, position, norm_weight, norm_bias, shapes)
     resolve(name, "torch", device=q.device, table="")
-    out, (w1, b1, w2, b2) = dual(q, k, v, rate, position, state, norm_weight, norm_bias)
+    with torch.autocast(q.device.type, enabled=False):
+        out, (w1, b1, w2, b2) = dual(q, k, v, rate, position, state, norm_weight, norm_bias)
     return out, (w1, b1, w2, b2)
 
 

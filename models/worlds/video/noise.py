@@ -45,11 +45,11 @@ def uniform(key: Int64[Tensor, " ..."], count: int) -> Float[Tensor, "... count"
 
 def normal(
     seed: int,
-    episodes: Int64[Tensor, " b"],
+    episodes: Int64[Tensor, " *b"],
     counters: Sequence[int | Int64[Tensor, " ..."]],
     shape: Sequence[int],
-) -> Float[Tensor, "b ..."]:
-    """[b, *shape] float32: for each episode, what (seed, episode, *counters) gives.
+) -> Float[Tensor, " ..."]:
+    """[*b, *shape] float32: for each episode, what (seed, episode, *counters) gives.
 
     Args:
         counters: non-negative numbers that tell one use from another, such as frame and step; or
@@ -71,9 +71,9 @@ def normal(
 
 def even(
     seed: int,
-    episodes: Int64[Tensor, " b"],
+    episodes: Int64[Tensor, " *b"],
     counters: Sequence[int | Int64[Tensor, " ..."]],
     shape: Sequence[int],
-) -> Float[Tensor, "b ..."]:
+) -> Float[Tensor, " ..."]:
     """The same, evenly spread over [0, 1]: how far along the normal curve each number lies."""
     return (1 + (normal(seed, episodes, counters, shape) / 2**0.5).erf()) / 2
