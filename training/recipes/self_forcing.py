@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.worlds.video.config import DiffusionForcingConfig
 from models.worlds.video.noise import even, normal
@@ -59,10 +59,6 @@ class SelfForcingTraining(VideoWorldTraining):
     @property
     def hears(self) -> bool:
         return False  # its loss is no error of frames
-
-    @property
-    def played(self) -> nn.Module:
-        return self.model.student
 
     def initialise(self, model: SelfForcing) -> None:
         super().initialise(model)

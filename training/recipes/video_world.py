@@ -232,7 +232,7 @@ class VideoWorldTraining:
         self.units_per_step = data.config.batch_size * data.config.seq_len
         filled = fill_shapes(config)
         self.model = build_on(device, lambda: type(self).kind(filled), self.initialise)
-        self.parameters = sum(p.numel() for p in self.played.parameters() if p.requires_grad)
+        self.parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         self.trainer = TorchStep(
             self.model, [], config.optim, config.scale, processes, config.loop.steps
         )
@@ -243,11 +243,6 @@ class VideoWorldTraining:
                 register_fsdp_forward_method(self.model, method)
         self.found: dict[str, Any] = {}
         self.terms: dict[str, Tensor | float] = {}
-
-    @property
-    def played(self) -> nn.Module:
-        """The part of the model that is a world afterwards."""
-        return self.model
 
     def initialise(self, model: Any) -> None:
         device = next(model.parameters()).device
