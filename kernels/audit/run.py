@@ -148,13 +148,8 @@ def code_lines(text: str) -> list[str]:
 
 def parse(words: Sequence[str]) -> dict[str, str]:
     """key=value words, checked. Raises ValueError."""
-    given = {
-        "ops": "",
-        "arch": "",
-        "tiles": "all",
-        "jobs": str(os.cpu_count() or 1),
-        "write": "false",
-    }
+    jobs = str(os.cpu_count() or 1)
+    given = {"ops": "", "arch": "", "tiles": "all", "jobs": jobs, "write": "false"}
     for word in words:
         key, _, value = word.partition("=")
         if key not in given:

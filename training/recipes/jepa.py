@@ -181,9 +181,7 @@ class JEPATraining:
             if self.trainer.sharded:
                 self.model.unshard()
                 stack.callback(self.model.reshard)
-                stack.enter_context(
-                    self.trainer.autocast()
-                )  # whole, they are what FSDP computes in
+                stack.enter_context(self.trainer.autocast())  # its weights are what FSDP has
             yield
 
     def health(self, z: Tensor, **more: float) -> dict[str, float]:

@@ -124,9 +124,8 @@ class FilmWorld(DrawnWorld, Generic[Kept]):
         memory: Memory[Any] = Memory((), episodes, seed, 0, id(self))
         count = frames.shape[1]
         noise = self.noise_shown(memory, count)
-        return replace(
-            memory, cache=self.show(self.encode(frames), before, noise, None), count=count
-        )
+        cache = self.show(self.encode(frames), before, noise, None)
+        return replace(memory, cache=cache, count=count)
 
     @torch.no_grad()
     def step(
