@@ -79,6 +79,27 @@ def test_errors_are_those_of_the_formulas() -> None:
             assert jump[i, t].item() == pytest.approx(wanted.item(), rel=1e-4, abs=1e-9)
 
 
+def test_errors_of_slopes_are_those_of_velocities_and_weigh_each_level_alike() -> None:
+    x_0, x_1 = noise(20, 5, 2), noise(20, 5, 2, seed=1)
+    tau, d = levels(20, 5, least=2)
+
+    def v(z: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(z) + d[..., None] / MOST
+
+    def tell(z: torch.Tensor, tau: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        return z + (1 - tau[..., None] / MOST) * v(z, d)
+
+    weight, z = 0.9 * tau / MOST + 0.1, between(x_0, x_1, tau, MOST)
+    wanted = weight * (v(z, torch.ones_like(d)) - (x_1 - x_0)).square().mean(-1)
+    found = flow_loss(tell, x_0, x_1, tau, MOST, slopes=True)
+    torch.testing.assert_close(found, wanted, check_dtype=False)
+    first = v(z, d // 2)
+    second = v(z + first * (d / 2 / MOST)[..., None], d // 2)
+    wanted = weight * (v(z, d) - (first + second) / 2).square().mean(-1)
+    found = jump_loss(tell, x_0, x_1, tau, d, MOST, slopes=True)
+    torch.testing.assert_close(found, wanted, check_dtype=False)
+
+
 def test_no_gradient_flows_through_the_two_halves() -> None:
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     x_0, tau, d = noise(4, 3, 2), torch.zeros(4, 3, dtype=torch.long), torch.full((4, 3), 4)

@@ -9,10 +9,11 @@ from models.worlds.video.config import (
     Dreamer4Config,
     FilmTransformerConfig,
     MaskedTokenizerConfig,
+    Objective,
 )
 from models.worlds.video.dreamer4 import TOLD, Dreamer4
 from models.worlds.video.masked_tokenizer import SplitAttention
-from models.worlds.video.noise import normal
+from models.worlds.video.noise import even, normal
 from models.worlds.video.shortcut import between
 from tests.helpers import SMALL_PINFALL, SMALL_WORLD
 from tests.models.test_film_transformer import WINDOW, clip, drawn
@@ -21,6 +22,7 @@ from training.distributed import Processes
 from training.errors import UserError
 from training.evaluation import dreams
 from training.recipes import dreamer4
+from training.seeding import stream_seed
 
 
 def recipe(*overrides: str):
@@ -69,6 +71,18 @@ def test_dreams_beside_a_cache_are_those_that_compute_the_whole_past_again(
         torch.testing.assert_close(found, model.decode(z)[:, 0], atol=2e-3, rtol=0)
         past = torch.cat([past, z], dim=1)
     assert memory.cache.frames == WINDOW - 1
+
+
+@torch.no_grad()
+def test_a_velocity_is_the_way_from_what_is_shown_to_the_frame() -> None:
+    model, (frames, actions) = dreamer(objective=Objective.v), clip(3)
+    before = torch.nn.functional.pad(actions, (1, 0), value=3)
+    z, tau = model.encode(frames), torch.tensor([[0, 2, 7], [4, 1, 6]])
+    stride, most = torch.ones_like(tau), model.most
+    told, _ = model(z, tau, stride, before)
+    model.config.objective = Objective.x
+    v, _ = model(z, tau, stride, before)
+    torch.testing.assert_close(told, z + (1 - tau[..., None, None] / most) * v)
 
 
 @torch.no_grad()
@@ -171,6 +185,22 @@ def test_most_clips_learn_the_smallest_step_and_a_quarter_learns_larger_ones_lat
     assert 12 <= large[0] <= 20 and small[0] + large[0] == 64
     assert [half[:2] for half in halves] == [(large[0], False)] * 2
     assert halves[0][2] == halves[1][2] == {1, 2, 4}
+
+
+def test_who_tells_nothing_errs_by_the_frame_or_by_the_way_to_it() -> None:
+    losses = []
+    for objective in Objective:
+        made = recipe("recipe.jumps=0", f"model.objective={objective}")
+        batch = made.trainer.to_device(made.data.batch(0))
+        frames, rows = made.see(batch), torch.arange(len(batch["actions"]))
+        losses.append(made.loss(frames, batch["actions"], rows).item())
+        x, seed = made.model.encode(frames), stream_seed(made.config.seed, "noise")
+        eps = normal(seed, rows, (1,), x.shape[1:])
+        tau = (even(seed, rows, (0,), (x.shape[1], 2))[..., 1] * made.model.most).long()
+        target = x - eps if objective == Objective.v else x
+        wanted = (0.9 * tau / made.model.most + 0.1) * target.square().mean((2, 3))
+        assert losses[-1] == pytest.approx(wanted.mean().item(), rel=1e-4)
+    assert losses[0] > 1.2 * losses[1]
 
 
 def test_every_process_goes_through_the_same_passes_whatever_its_clips() -> None:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.worlds.video.config import Dreamer4Config
+from models.worlds.video.config import Dreamer4Config, Objective
 from models.worlds.video.dreamer4 import Dreamer4
 from models.worlds.video.noise import even, normal
 from models.worlds.video.shortcut import draw_levels, flow_loss, jump_loss, powers
@@ -60,7 +60,7 @@ class Dreamer4Training(VideoWorldTraining):
             self.note(tokenizer=error)
             return error
         x = model.encode(frames)
-        most, t = model.most, x.shape[1]
+        most, t, slopes = model.most, x.shape[1], model.config.objective == Objective.v
         share = even(seed, rows, (0,), (t, 2))
         eps = normal(seed, rows, (1,), x.shape[1:])
         before = F.pad(actions, (1, 0), value=self.model.actions)
@@ -74,10 +74,10 @@ class Dreamer4Training(VideoWorldTraining):
 
             if large:
                 tau, d = draw_levels(share[part], most, least=2)
-                error = jump_loss(tell, *given, tau, d, most)
+                error = jump_loss(tell, *given, tau, d, most, slopes)
             else:
                 tau = (share[part][..., 1] * most).long().clamp(max=most - 1)
-                error = flow_loss(tell, *given, tau, most)
+                error = flow_loss(tell, *given, tau, most, slopes)
             total = total + bool(own) * error.mean(1).sum()
         return total / len(x)
 

@@ -18,7 +18,7 @@ class Schedule(StrEnum):
 
 
 class Objective(StrEnum):
-    """What a network tells of a noisy frame; the loss is that of v in either case."""
+    """What a network tells of a noisy frame."""
 
     v = "v"
     x = "x"
@@ -282,6 +282,8 @@ class Dreamer4Config(FilmWorldConfig):
     "Smallest steps from noise to a frame, a power of two; k_max of the paper."
     registers: int = 1
     "Tokens of a frame for the model's own use."
+    objective: Objective = Objective.x
+    "What the network tells, and its loss is of: the clean frame, or v, the way to it from noise."
     context_noise: float = 0.1
     "Share of noise that frames of the past are shown with, and told by."
 

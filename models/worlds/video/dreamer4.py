@@ -12,6 +12,7 @@ trained by shortcut forcing (shortcut.py), with tau and d of each frame by itsel
 in `steps` steps of 1 / steps. Those of the past are shown a little noisy, `context_noise` of noise
 drawn once for each, and say so.
 
+What comes out may be v = x_1 - x_0 instead, for the ablation in the paper.
 The tokens of z are the latents of a tokenizer (masked_tokenizer.py), which has learned before, or,
 without one, patches of pixels. What differs: one kind of action, and latents are not packed. The
 paper's tau_ctx = 0.1 is read as a tenth of noise, which "slightly corrupted" says too.
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from models.worlds.initialise import init_uniform, init_zero
 from models.worlds.video.actions import ActionTable
-from models.worlds.video.config import Dreamer4Config
+from models.worlds.video.config import Dreamer4Config, Objective
 from models.worlds.video.film_transformer import FilmCache, FilmTransformer
 from models.worlds.video.film_world import (
     DRAWN,
@@ -43,7 +44,7 @@ from models.worlds.video.film_world import (
 )
 from models.worlds.video.masked_tokenizer import MaskedTokenizer
 from models.worlds.video.noise import normal
-from models.worlds.video.shortcut import between, powers, travel
+from models.worlds.video.shortcut import between, powers, spread, travel
 
 TOLD = 2  # tokens of what a frame is told: action and signal
 
@@ -131,12 +132,14 @@ class Dreamer4(FilmWorld[FilmCache]):
         size = stride.float().log2().round().long()  # its index: 0, 1, 2, ..
         signal = torch.cat([self.signal(tau), self.stride(size)], dim=-1)
         told = torch.stack([self.action(before), signal], dim=2)
-        if self.tokenizer is None:
-            z = widened(z, self.config.patch, self.config.margin)
-        x = torch.cat([told, self.enter(z)], dim=2)
+        seen = z if self.tokenizer else widened(z, self.config.patch, self.config.margin)
+        x = torch.cat([told, self.enter(seen)], dim=2)
         x = F.pad(x, (0, 0, 0, self.config.registers)) + self.place
         x, kept = self.transformer(x, None, cache)
-        return self.leave(self.norm(x[:, :, TOLD : TOLD + self.places])), kept
+        out = self.leave(self.norm(x[:, :, TOLD : TOLD + self.places]))
+        if self.config.objective == Objective.v:
+            out = z + (1 - spread(tau, z) / self.most) * out
+        return out, kept
 
     def show(
         self,

@@ -14,8 +14,9 @@ smaller, taken one after the other without a gradient:
     b''  = (f(z', tau + d/2, d/2) - z') / (1 - tau - d/2)
     loss = (1 - tau)^2 |(f(z, tau, d) - z) / (1 - tau) - (b' + b'') / 2|^2
 
-weighed by 0.9 tau + 0.1. Pure functions; all of tau and d are given as whole numbers of the
-smallest step, so that they lie on its grid exactly.
+weighed by 0.9 tau + 0.1. Without the (1 - tau)^2, which undoes what a slope divides by, errors are
+those of slopes, as in the first of the two papers: `slopes`. Pure functions; all of tau and d are
+given as whole numbers of the smallest step, so that they lie on its grid exactly.
 """
 
 from __future__ import annotations
@@ -79,23 +80,28 @@ def two_halves(tell: Tell, z: Tensor, tau: Tensor, d: Tensor, most: int) -> Tens
     return (first + second) / 2
 
 
-def flow_loss(tell: Tell, x_0: Tensor, x_1: Tensor, tau: Tensor, most: int) -> Float[Tensor, "b t"]:
+def flow_loss(
+    tell: Tell, x_0: Tensor, x_1: Tensor, tau: Tensor, most: int, slopes: bool = False
+) -> Float[Tensor, "b t"]:
     """Weighed errors of frames [b, t, ...] that are told by the smallest step from tau on."""
     told = tell(between(x_0, x_1, tau, most), tau, torch.ones_like(tau))
-    return weighed((told - x_1).float(), tau, most)
+    return weighed((told - x_1).float(), tau, most, slopes)
 
 
 def jump_loss(
-    tell: Tell, x_0: Tensor, x_1: Tensor, tau: Tensor, d: Tensor, most: int
+    tell: Tell, x_0: Tensor, x_1: Tensor, tau: Tensor, d: Tensor, most: int, slopes: bool = False
 ) -> Float[Tensor, "b t"]:
     """The same of a step of d, two smallest ones or more, beside two of half its size."""
     z = between(x_0, x_1, tau, most)
     off = slope(tell(z, tau, d), z, tau, most) - two_halves(tell, z, tau, d, most)
-    return weighed(((1 - spread(tau, z) / most) * off).float(), tau, most)
+    return weighed(((1 - spread(tau, z) / most) * off).float(), tau, most, slopes)
 
 
-def weighed(error: Tensor, tau: Tensor, most: int) -> Float[Tensor, "b t"]:
-    """Mean square of errors [b, t, ...], that of cleaner frames counting more."""
+def weighed(error: Tensor, tau: Tensor, most: int, slopes: bool) -> Float[Tensor, "b t"]:
+    """Mean square of errors [b, t, ...] of what is clean, or of slopes to it, that of cleaner
+    frames counting more."""
+    if slopes:
+        error = error / (1 - spread(tau, error) / most)
     return (0.9 * tau / most + 0.1) * error.square().flatten(tau.ndim).mean(-1)
 
 
