@@ -102,8 +102,9 @@ def test_nothing_is_preferred_where_nothing_matters() -> None:
     planner = CEM(samples=500, elites=50, iterations=3, best=False, keep=False)
     plan = planner(lambda a: torch.zeros(a.shape[:2]), torch.zeros(40, 4, 2), fresh())
     assert plan.actions.isfinite().all()
-    # The mean of 50 elites, three times: 40 x 8 numbers of standard error near sqrt(3 / 50).
-    assert plan.actions.mean().abs() < 3 * (3 / 50 / 320) ** 0.5 * 1.2
+    # The mean of 50 elites, three times: 40 x 8 numbers of standard error 1.2 sqrt(3 / 50),
+    # and five of the mean's, as every run draws another seed.
+    assert plan.actions.mean().abs() < 5 * 1.2 * (3 / 50 / 320) ** 0.5
 
 
 @pytest.mark.parametrize("planner", ALL, ids=lambda p: type(p).__name__)
