@@ -33,6 +33,7 @@ FUNCTIONS = {
     "linear_logprobs": "kernels.cross_entropy.op",
     "merge_states": "kernels.attention.merge",
     "pages_of": "kernels.kv_cache.pool",
+    "rasterize": "kernels.splats.op",
     "read_pages": "kernels.kv_cache.compaction.op",
     "record": "kernels.dispatch",
     "score_expected_attention": "kernels.kv_cache.compaction.scores",

@@ -1,0 +1,1 @@
+"""Splatting: `kernels.splats.op.rasterize` is the public function."""
