@@ -20,6 +20,7 @@ from models.worlds.jepa.config import (
     LeWMConfig,
     VJEPA2ACConfig,
 )
+from models.worlds.splats.config import GaussianSplattingConfig
 from models.worlds.video.config import (
     DiamondConfig,
     DiffusionForcingConfig,
@@ -43,6 +44,13 @@ from training.data.config_episodes import (
     ProcgenConfig,
     VptConfig,
 )
+from training.data.config_scenes import (
+    BlenderConfig,
+    ColmapConfig,
+    LlffConfig,
+    NerfstudioConfig,
+    TabletopConfig,
+)
 from training.data.config_worlds import (
     HubImagesConfig,
     MovingConfig,
@@ -62,6 +70,7 @@ from training.recipes.config import (
     MemoryBudgetConfig,
     TTTE2ERecipeConfig,
 )
+from training.recipes.config_scenes import GaussianSplattingRecipeConfig
 from training.recipes.config_video import (
     DiamondRecipeConfig,
     DiffusionForcingRecipeConfig,
@@ -103,6 +112,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "genie": GenieRecipeConfig,
         "self_forcing": SelfForcingRecipeConfig,
         "dream_agent": DreamAgentConfig,
+        "gaussian_splatting": GaussianSplattingRecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -117,6 +127,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "diffusion_forcing": DiffusionForcingConfig,
         "dreamer4": Dreamer4Config,
         "genie": GenieConfig,
+        "gaussian_splatting": GaussianSplattingConfig,
         "actor_critic": ActorCriticConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
@@ -143,6 +154,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "trajectories": TrajectoriesConfig,
         "recorded_films": RecordedFilmsConfig,
         "pinfall": PinfallConfig,
+        "tabletop": TabletopConfig,
+        "blender": BlenderConfig,
+        "colmap": ColmapConfig,
+        "llff": LlffConfig,
+        "nerfstudio": NerfstudioConfig,
     },
     "data/text": {"stdlib": StdlibConfig, "hub": HubConfig},  # data=text/${scale}
     "data/images": {"small_images": SmallImagesConfig, "hub_images": HubImagesConfig},

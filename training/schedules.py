@@ -15,8 +15,9 @@ def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
 
     Linear warm-up over `warmup_steps`, then constant, linear, cosine (SGDR, 2016, arXiv:1608.03983,
     eq. 5, one period), or wsd: constant until the last `decay_fraction`, then linear
-    (MiniCPM, 2024, arXiv:2404.06395). All but constant end at `final_lr_ratio`. With `restart` the
-    whole of it, warm-up too, comes twice: until that share of the steps, and from there on.
+    (MiniCPM, 2024, arXiv:2404.06395), or exponential. All but constant end at `final_lr_ratio`.
+    With `restart` the whole of it, warm-up too, comes twice: until that share of the steps, and
+    from there on.
     """
     first = math.ceil(config.restart * steps)
     step, steps = (step, first) if step < first else (step - first, steps - first)
@@ -30,6 +31,8 @@ def lr_scale(config: OptimConfig, step: int, steps: int) -> float:
         left = 1.0 - done
     elif config.schedule == Schedule.wsd:
         left = min(1.0, (1.0 - done) / max(config.decay_fraction, 1e-9))
+    elif config.schedule == Schedule.exponential:
+        return config.final_lr_ratio**done
     else:
         return 1.0
     return config.final_lr_ratio + (1.0 - config.final_lr_ratio) * left

@@ -41,6 +41,7 @@ class Schedule(StrEnum):
     linear = "linear"
     cosine = "cosine"
     wsd = "wsd"
+    exponential = "exponential"
 
 
 class WandbMode(StrEnum):

@@ -1,0 +1,99 @@
+"""Configuration of scenes that cameras have seen. Pure Python: importing it loads no framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.data.config import DataConfig
+from training.fields import at_least, within
+
+
+@dataclass
+class PosedConfig(DataConfig):
+    """Images whose cameras are known, some of which are held out."""
+
+    batch_size: int = 1
+    "Images per optimiser step."
+
+    def __post_init__(self) -> None:
+        at_least(self, "data", 1, "batch_size")
+
+
+@dataclass
+class TabletopConfig(PosedConfig):
+    """Things on a table, ray-traced from all around: another scene for every seed."""
+
+    name: str = "tabletop"
+    "Which data: the stem of its file."
+    image_size: int = 64
+    "Height and width of the images, in pixels."
+    views: int = 60
+    "Cameras that are trained on."
+    heldout: int = 20
+    "Cameras that are judged by."
+    things: int = 8
+    "On the table."
+    samples: int = 3
+    "Rays through a pixel, each way."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "data", 12, "image_size")
+        at_least(self, "data", 2, "views")
+        at_least(self, "data", 1, "heldout", "samples")
+        within(self, "data", 0, 12, "things")
+
+
+@dataclass
+class PosedFilesConfig(PosedConfig):
+    """Images in files, beside what says where their cameras were."""
+
+    path: str | None = None
+    "The scene's folder."
+    downscale: int = 1
+    "Images are averages over squares of this many pixels."
+    heldout_every: int = 8
+    "Every so many images, in the order of their names, are held out; the first one is."
+    white: bool = True
+    "What shows through transparent images: white, or black."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "data", 1, "downscale")
+        at_least(self, "data", 2, "heldout_every")
+
+
+@dataclass
+class BlenderConfig(PosedFilesConfig):
+    """NeRF's synthetic scenes: transforms_train.json and transforms_test.json."""
+
+    name: str = "blender"
+    "Which data: the stem of its file."
+
+
+@dataclass
+class ColmapConfig(PosedFilesConfig):
+    """What COLMAP reconstructed: sparse/0 with its cameras, images and points."""
+
+    name: str = "colmap"
+    "Which data: the stem of its file."
+    images: str = "images"
+    "Folder of the images, in the scene's (Mip-NeRF 360: images_4)."
+
+
+@dataclass
+class NerfstudioConfig(PosedFilesConfig):
+    """transforms.json with focal lengths, of the scene or of each image."""
+
+    name: str = "nerfstudio"
+    "Which data: the stem of its file."
+
+
+@dataclass
+class LlffConfig(PosedFilesConfig):
+    """poses_bounds.npy of Local Light Field Fusion."""
+
+    name: str = "llff"
+    "Which data: the stem of its file."
+    images: str = "images"
+    "Folder of the images, in the scene's."

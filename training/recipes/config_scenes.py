@@ -1,0 +1,86 @@
+"""Configuration of recipes that reconstruct scenes. Loads no framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from training.fields import above, at_least, within
+from training.recipes.config import RecipeConfig
+
+
+class Density(StrEnum):
+    """How the number of Gaussians changes."""
+
+    none = "none"  # it does not
+    default = "default"  # clones, halves, removals (the paper's)
+    absolute = "absolute"  # the same by sums of sizes over pixels (AbsGS)
+    mcmc = "mcmc"  # the dead move, all stir
+
+
+@dataclass
+class GaussianSplattingRecipeConfig(RecipeConfig):
+    """Gaussians that are fitted to images of a scene. `optim.lr` is that of means, for a scene of
+    extent 1."""
+
+    name: str = "gaussian_splatting"
+    "Which recipe: the stem of its file."
+    ssim_weight: float = 0.2
+    "Share of 1 - SSIM in the loss; the rest is the absolute error."
+    scales_lr: float = 5e-3
+    "Learning rate of the logarithms of scales."
+    opacities_lr: float = 5e-2
+    "Of the logits of opacities."
+    quats_lr: float = 1e-3
+    "Of rotations."
+    colors_lr: float = 2.5e-3
+    "Of the colour from everywhere."
+    directions_lr: float = 1.25e-4
+    "Of what of a colour depends on the direction."
+    degree_every: float = 0.0333
+    "Share of the run after which one more degree of harmonics is looked at."
+    density: Density = Density.default
+    "none, default, absolute or mcmc."
+    refine_from: float = 0.0167
+    "Share of the run after which Gaussians are added and removed."
+    refine_until: float = 0.5
+    "Share of the run after which they are no more (MCMC: 0.83)."
+    refine_every: int = 100
+    "Steps between."
+    pull_least: float = 2e-4
+    "Mean gradient of a centre, in half widths of the image, that asks for more (AbsGS: 8e-4)."
+    small: float = 0.01
+    "Width up to which a Gaussian is cloned and not halved, relative to the scene's extent."
+    largest: float = 0.1
+    "Width beyond which it is removed."
+    largest_from: float = 0.1
+    "Share of the run after which it is."
+    opacity_least: float = 0.005
+    "Opacity below which a Gaussian is removed, or dead."
+    revised: bool = False
+    "Halves share their light (Revising Densification)."
+    reset_every: int = 0
+    "Steps between resets of opacities to 0.01 at most, while refined (3D-GS: 3000); 0: none."
+    growth: float = 1.05
+    "MCMC: how many times as many Gaussians there are after each refinement, up to the capacity."
+    noise: float = 5e5
+    "MCMC: how far means stir in a step, times their learning rate."
+    opacity_weight: float = 0.0
+    "Of the mean opacity in the loss (MCMC: 0.01)."
+    scale_weight: float = 0.0
+    "Of the mean scale in the loss (MCMC: 0.01)."
+    poses_lr: float = 0.0
+    "Learning rate of a correction of each camera; 0: cameras are as they are said to be."
+    exposures_lr: float = 0.0
+    "Learning rate of the light of each image; 0: it is the same in all."
+    agreement: bool = False
+    "Render held-out views through every backend that runs here at the end, and compare."
+
+    def __post_init__(self) -> None:
+        within(self, "recipe", 0.0, 1.0, "ssim_weight", "degree_every", "refine_from",
+               "refine_until", "largest_from", "opacity_least")  # fmt: skip
+        above(self, "recipe", 0.0, "scales_lr", "opacities_lr", "quats_lr", "colors_lr",
+              "directions_lr", "small", "largest")  # fmt: skip
+        at_least(self, "recipe", 0, "pull_least", "reset_every", "noise", "opacity_weight",
+                 "scale_weight", "poses_lr", "exposures_lr")  # fmt: skip
+        at_least(self, "recipe", 1, "refine_every", "growth")
