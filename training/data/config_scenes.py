@@ -14,6 +14,8 @@ class PosedConfig(DataConfig):
 
     batch_size: int = 1
     "Images per optimiser step."
+    shuffled: bool = False
+    "Give images the cameras of others: a control, which must fail."
 
     def __post_init__(self) -> None:
         at_least(self, "data", 1, "batch_size")
@@ -35,6 +37,10 @@ class TabletopConfig(PosedConfig):
     "On the table."
     samples: int = 3
     "Rays through a pixel, each way."
+    pose_noise: float = 0.0
+    "How wrong the cameras that are trained on are said to be: radians, and units of the scene."
+    exposure_noise: float = 0.0
+    "Images that are trained on are as bright as 1 - 2 x this to 1, those held out as 1 - this."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,6 +48,7 @@ class TabletopConfig(PosedConfig):
         at_least(self, "data", 2, "views")
         at_least(self, "data", 1, "heldout", "samples")
         within(self, "data", 0, 12, "things")
+        within(self, "data", 0.0, 0.5, "pose_noise", "exposure_noise")
 
 
 @dataclass

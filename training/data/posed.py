@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int64
 
 from training.data.config_scenes import PosedConfig
 from training.data.order import visit
+from training.seeding import numpy_rng
 
 Config = TypeVar("Config", bound=PosedConfig)
 
@@ -29,6 +30,8 @@ class Posed:
     "Along z, infinite where nothing is."
     ids: Int64[np.ndarray, "v h w"] | None = None
     "Of the thing that is seen; -1 where nothing is."
+    true_viewmats: Float32[np.ndarray, "v 4 4"] | None = None
+    "Where what `viewmats` says is known to be wrong."
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,25 @@ class PosedData(Generic[Config]):
         size = self.config.batch_size
         return visit(step * size, size, len(self.train.names), self.seed)[self.rank :: self.world]
 
+    @property
+    def things(self) -> int:
+        """How many there are that can be taken away; ids are from 1 on, 0 is where they stand."""
+        return 0
+
+    def without(self, id: int) -> Posed:
+        """What the held-out cameras would see without a thing."""
+        raise NotImplementedError
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         rows, train = self.rows(step), self.train
-        return {"rows": rows, "images": train.images[rows], "viewmats": train.viewmats[rows],
+        places = self.shuffle[rows] if self.config.shuffled else rows
+        return {"rows": rows, "images": train.images[rows], "viewmats": train.viewmats[places],
                 "Ks": train.Ks[rows]}  # fmt: skip
+
+    @property
+    def shuffle(self) -> Int64[np.ndarray, " v"]:
+        """Whose camera each image is given if they are given those of others."""
+        return numpy_rng(self.seed, "data/shuffled").permutation(len(self.train.names))
 
     def ids(self, step: int) -> list[str]:
         return [f"image {self.train.names[row]}" for row in self.rows(step)]

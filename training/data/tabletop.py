@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.worlds.splats.gaussian_splatting import exponential
 from training.data.config_scenes import TabletopConfig
 from training.data.posed import Posed, PosedData
-from training.envs.ray_tracer import intrinsics, render
+from training.envs.ray_tracer import Scene, intrinsics, render
 from training.envs.tabletop import FOCAL, RADIUS, cameras_around, tabletop
 from training.seeding import numpy_rng
 
@@ -20,18 +25,49 @@ class TabletopData(PosedData[TabletopConfig]):
         super().__init__(config, seed=seed, rank=rank, world=world)
         self.scene = tabletop(numpy_rng(seed, "data/scene"), config.things)
         self.background = self.scene.background
-        self.train = self.seen("train", config.views)
+        self.train = self.doubted(self.seen("train", config.views))
         self.heldout = self.seen("heldout", config.heldout)
+        if config.exposure_noise:
+            self.darken(config.exposure_noise)
         wide = 1.1 * RADIUS
         self.box = np.array([[-wide, -wide, -0.1], [wide, wide, HEIGHT]], np.float32)
 
     def seen(self, part: str, count: int) -> Posed:
         """From cameras of their own."""
-        config = self.config
         viewmats = cameras_around(numpy_rng(self.seed, f"data/cameras/{part}"), count)
-        size = config.image_size
+        return self.traced(self.scene, viewmats, part)
+
+    def traced(self, scene: Scene, viewmats: Tensor, part: str) -> Posed:
+        size, count = self.config.image_size, len(viewmats)
         Ks = intrinsics(FOCAL * size, size, size).expand(count, 3, 3)
-        found = render(self.scene, viewmats, Ks, size, size, config.samples)
+        found = render(scene, viewmats, Ks, size, size, self.config.samples)
         arrays = (x.numpy() for x in (found.color, viewmats, Ks.contiguous()))
         names = tuple(f"{part}/{number:03}" for number in range(count))
         return Posed(*arrays, names, found.depth.numpy(), found.id.numpy())
+
+    @property
+    def things(self) -> int:
+        return self.config.things
+
+    def without(self, id: int) -> Posed:
+        viewmats = torch.from_numpy(self.heldout.viewmats)
+        found = self.traced(self.scene.without(id), viewmats, "heldout")
+        return replace(found, images=found.images * np.float32(1 - self.config.exposure_noise))
+
+    def doubted(self, posed: Posed) -> Posed:
+        """Its cameras said to be elsewhere, by as much as is configured."""
+        noise = self.config.pose_noise
+        if not noise:
+            return posed
+        rng = numpy_rng(self.seed, "data/doubt")
+        twists = torch.from_numpy(rng.normal(scale=noise, size=(len(posed.names), 6)))
+        wrong = exponential(twists) @ torch.from_numpy(posed.viewmats).double()
+        said = wrong.numpy().astype(np.float32)
+        return replace(posed, viewmats=said, true_viewmats=posed.viewmats)
+
+    def darken(self, noise: float) -> None:
+        """Images in different light; those held out in the mean of it."""
+        rng = numpy_rng(self.seed, "data/light")
+        light = rng.uniform(1 - 2 * noise, 1, (len(self.train.names), 1, 1, 1)).astype(np.float32)
+        self.train = replace(self.train, images=self.train.images * light)
+        self.heldout = replace(self.heldout, images=self.heldout.images * np.float32(1 - noise))

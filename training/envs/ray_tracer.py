@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -90,6 +90,10 @@ class Scene:
     solids: Sequence[Solid]
     lamp: Lamp = field(default_factory=Lamp)
     background: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def without(self, id: int) -> Scene:
+        """The same without what has that id."""
+        return replace(self, solids=[solid for solid in self.solids if solid.id != id])
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
     psnr, ssim      means over the held-out views; psnr_worst: the least
     depth           median over pixels of |told - true| / true, where something is
+    pose            how far cameras that were trained on are from where they were, once the whole is
+                    moved to where it fits best, relative to the scene's extent; pose_said: before
     floors          the training view whose camera is nearest, the mean of all, the background; and
                     of depth, the best single number for each view: who only remembers images knows
                     no other
 
-told of `data` that has depths, as ray-traced scenes have.
+told of `data` that has depths and true cameras, as ray-traced scenes have.
 """
 
 from __future__ import annotations
@@ -16,20 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from models.worlds.splats.gaussian_splatting import GaussianSplatting
+from models.worlds.splats.gaussian_splatting import GaussianSplatting, exponential
 from training.data.posed import Posed, PosedData
 from training.evaluation.images import psnr, ssim
+from training.evaluation.scene_agreement import agreement
+from training.evaluation.scene_figures import views_beside_truth
+from training.evaluation.scene_objects import removals
 
 AT_ONCE = 4  # views
 TIMED = 20  # renders of one view
+SHOWN = 5  # views of the figure
 
 
 def judge(
-    model: GaussianSplatting, data: PosedData[Any], device: torch.device, final: bool
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics; and, at the end, how long a view takes and what is known of each."""
+    model: GaussianSplatting, data: PosedData[Any], device: torch.device, final: bool, agree: bool
+) -> tuple[dict[str, float], dict[str, Any], str]:
+    """Metrics; and, at the end, how long a view takes, what is known of each, and a figure."""
     color, depth = rendered(model, data.heldout, data.background, device)
     truth = torch.from_numpy(data.heldout.images)
     each, alike = psnr(color, truth), ssim(color, truth)
@@ -38,16 +45,25 @@ def judge(
         "psnr_worst": each.min().item(),
         "ssim": alike.mean().item(),
     }
+    depths = None
     if data.heldout.depths is not None:
         true = torch.from_numpy(data.heldout.depths)
-        found["depth"] = off(depth, true)
-        found["depth_flat"] = off(flat(true), true)
+        found["depth"], found["depth_flat"] = off(depth, true), off(flat(true), true)
+        depths = data.heldout.depths[:SHOWN], depth[:SHOWN].numpy()
+    if data.train.true_viewmats is not None:
+        found |= poses(model, data.train, data.extent)
     if not final:
-        return found, {}
-    found |= floors(data)
-    return found, {"views": {"psnr": each.tolist(), "ssim": alike.tolist()}} | {
-        "latency": latency(model, data, device)
-    }
+        return found, {}, ""
+    close = torch.from_numpy(data.train.images[nearest(data)])
+    found |= floors(data, close)
+    if data.things:
+        found |= removals(model, data, device)
+    if agree:
+        found |= agreement(model, data, device)
+    shown = (x[:SHOWN].clamp(0, 1).numpy() for x in (truth, color, close))
+    known = {"views": {"psnr": each.tolist(), "ssim": alike.tolist()}}
+    known["latency"] = latency(model, data, device)
+    return found, known, views_beside_truth(*shown, depths)
 
 
 @torch.no_grad()
@@ -62,7 +78,7 @@ def rendered(
         some = slice(first, first + AT_ONCE)
         viewmats, Ks = (torch.from_numpy(x[some]).to(device) for x in (posed.viewmats, posed.Ks))
         seen = model(viewmats, Ks, width, height, background=light)
-        colors.append(seen.color.clamp(0, 1).cpu())
+        colors.append(model.exposed(seen.color, None).clamp(0, 1).cpu())
         depths.append(seen.depth.cpu())
     return torch.cat(colors), torch.cat(depths)
 
@@ -79,16 +95,43 @@ def flat(true: Tensor) -> Tensor:
     return torch.stack(middle)[:, None, None].expand_as(true)
 
 
-def floors(data: PosedData[Any]) -> dict[str, float]:
+@torch.no_grad()
+def poses(model: GaussianSplatting, train: Posed, extent: float) -> dict[str, float]:
+    """How wrong cameras are: as said, and as corrected."""
+    said = torch.from_numpy(train.viewmats).double()
+    found = exponential(model.twists.cpu().double()) @ said if len(model.twists) else said
+    assert train.true_viewmats is not None
+    true = eyes(torch.from_numpy(train.true_viewmats).double())
+    return {
+        "pose": apart(eyes(found), true) / extent,
+        "pose_said": apart(eyes(said), true) / extent,
+    }
+
+
+def eyes(viewmats: Float[Tensor, "v 4 4"]) -> Float[Tensor, "v 3"]:
+    """Where cameras are."""
+    return -torch.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
+
+
+def apart(points: Float[Tensor, "v 3"], true: Float[Tensor, "v 3"]) -> float:
+    """Root mean square distance, after the best rigid motion (Kabsch)."""
+    a, b = points - points.mean(0), true - true.mean(0)
+    u, _, vt = torch.linalg.svd(a.T @ b)
+    u[:, -1] *= torch.linalg.det(u @ vt).sign()
+    return (a @ (u @ vt) - b).square().sum(-1).mean().sqrt().item()
+
+
+def nearest(data: PosedData[Any]) -> np.ndarray:
+    """For each held-out view the training view whose camera is nearest."""
+    held, known = (eyes(torch.from_numpy(x.viewmats)) for x in (data.heldout, data.train))
+    return torch.cdist(held, known).argmin(1).numpy()
+
+
+def floors(data: PosedData[Any], close: Tensor) -> dict[str, float]:
     """What needs no model."""
     truth, train = (torch.from_numpy(x.images) for x in (data.heldout, data.train))
-    nearest = np.linalg.norm(
-        (data.heldout.viewmats[:, None] - data.train.viewmats)[:, :, :3].reshape(
-            len(truth), len(train), -1
-        ), axis=-1,
-    ).argmin(1)  # fmt: skip
     guesses = {
-        "nearest": train[torch.from_numpy(nearest)],
+        "nearest": close,
         "mean": train.mean(0).expand_as(truth),
         "background": torch.tensor(data.background).expand_as(truth),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -72,6 +74,13 @@ class Splats:
             raise ValueError("a quaternion has length 0")
         q = self.quats / length
         return np.where(q[:, :1] < 0, -q, q)
+
+
+def splats_of(fields: Mapping[str, Any]) -> Splats:
+    """Of tensors or arrays as models/worlds/splats/gaussians.py names them."""
+    x = {name: np.asarray(values) for name, values in fields.items()}
+    sh = np.concatenate([x["sh0"], x["shN"]], axis=1)
+    return Splats(x["means"], x["quats"], x["scales"], x["opacities"], sh).checked()
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -29,6 +29,7 @@ from models.worlds.splats.gaussian_splatting import GaussianSplatting
 from models.worlds.splats.gaussians import Edit, begin
 from models.worlds.splats.mcmc import relocate, stir
 from models.worlds.splats.ssim import ssim
+from training import formats
 from training.data.config_scenes import PosedConfig
 from training.data.posed import PosedData
 from training.distributed import Processes
@@ -36,6 +37,8 @@ from training.errors import UserError
 from training.estimate import Estimate
 from training.evaluation.scenes import judge
 from training.exchange import write_model
+from training.files import write_atomic
+from training.formats.gaussians import splats_of
 from training.recipes.config import check_parts
 from training.recipes.config_scenes import Density, GaussianSplattingRecipeConfig
 from training.scenes import SCENES, scene_data
@@ -71,6 +74,7 @@ class SplatTraining:
         self.place_first()
         self.optimiser = self.rates()
         self.found: dict[str, Any] = {}
+        self.figure = ""
 
     def place_first(self) -> None:
         """Gaussians at the points that came with the images, or anywhere in the scene's box."""
@@ -136,7 +140,7 @@ class SplatTraining:
             probe=probe.requires_grad_() if absolute else None,
         )  # fmt: skip
         seen.projected.centers.retain_grad()
-        color = seen.color if views is None else self.model.exposed(seen.color, views)
+        color = self.model.exposed(seen.color, views)
         error, alike = (color - images).abs().mean(), ssim(color, images)
         loss = (1 - recipe.ssim_weight) * error + recipe.ssim_weight * (1 - alike)
         fields = self.gaussians.fields()
@@ -224,7 +228,8 @@ class SplatTraining:
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Held-out views: how alike, how deep; floors, at the end."""
-        found, self.found = judge(self.model, self.data, self.device, final)
+        agree = self.recipe.agreement
+        found, self.found, self.figure = judge(self.model, self.data, self.device, final, agree)
         found["gaussians"] = float(self.gaussians.count)
         return {f"eval/{name}": value for name, value in found.items()}
 
@@ -236,10 +241,16 @@ class SplatTraining:
         return sum(x.numel() for x in self.gaussians.fields().values())
 
     def export(self, directory: Path) -> None:
+        """The Gaussians that there are, for us and for other programs; renders beside the truth."""
         weights = {
             name: x.detach().cpu().contiguous() for name, x in self.gaussians.fields().items()
         }
         write_model(directory, weights, self.config.model)
+        splats = splats_of(weights)
+        for ending in (".ply", ".spz"):
+            formats.write(directory / f"scene{ending}", splats)
+        if self.figure:
+            write_atomic(directory / "figures" / "views.svg", self.figure)
 
     def state_dict(self) -> dict[str, Any]:
         return {

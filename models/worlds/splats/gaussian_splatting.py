@@ -66,9 +66,12 @@ class GaussianSplatting(nn.Module):
             antialiased=self.config.antialiased, tile=self.config.tile,
         )  # fmt: skip
 
-    def exposed(self, color: Float[Tensor, "c h w 3"], views: Int[Tensor, " c"]) -> Tensor:
-        """Colours in the light of images that are trained on."""
-        A, b = self.exposures[views].split([3, 1], dim=-1)
+    def exposed(self, color: Float[Tensor, "c h w 3"], views: Int[Tensor, " c"] | None) -> Tensor:
+        """Colours in the light of images that are trained on; in their mean light without."""
+        if not len(self.exposures):
+            return color
+        light = self.exposures.mean(0, keepdim=True) if views is None else self.exposures[views]
+        A, b = light.expand(len(color), 3, 4).split([3, 1], dim=-1)
         return torch.einsum("cij,chwj->chwi", A, color) + b[:, None, None, :, 0]
 
 
