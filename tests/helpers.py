@@ -243,6 +243,19 @@ SMALL_FROZEN = [
     "report=false",
 ]
 "A predictor on a random encoder in the coloured rooms."
+SMALL_TABLETOP = [
+    "experiment=gaussian_splatting/tabletop",
+    "data.image_size=24",
+    "data.views=10",
+    "data.heldout=2",
+    "data.samples=1",
+    "data.things=2",
+    "model.capacity=200",
+    "model.begin_count=100",
+    "recipe.refine_every=10",
+    "report=false",
+]
+"A table with two things, reconstructed in seconds."
 SMALL_BATCH = [
     "data.batch_size=16",
     "data.image_size=16",

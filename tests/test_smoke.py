@@ -20,6 +20,7 @@ from tests.helpers import (
     SMALL_PUSH_T,
     SMALL_ROOM_CLIPS,
     SMALL_ROOMS,
+    SMALL_TABLETOP,
     SMALL_WORLD,
     model_keys,
     tiny_study,
@@ -97,7 +98,13 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         ]  # fmt: skip
     paper, _, variant = name.partition("/")
     small = []
-    if name == "diamond/agent":
+    if name == "gaussian_splatting/tabletop":
+        small = [*SMALL_TABLETOP, "recipe.agreement=true"]
+    elif name == "gaussian_splatting/photos":
+        given = write_colmap(tmp_path / "scene")
+        few = ["model.capacity=200", "recipe.refine_every=2", "report=false"]
+        small = [f"experiment={name}", f"data.path={given}", *few]
+    elif name == "diamond/agent":
         small = SMALL_AGENT
     elif paper == "self_forcing":
         of = [*SMALL_PINFALL["diffusion_forcing"], *SMALL_WORLD, f"runs_dir={tmp_path / 'of'}"]
