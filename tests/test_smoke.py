@@ -27,6 +27,7 @@ from tests.helpers import (
     tiny_teacher,
     write_corpus,
 )
+from tests.scene_files import write_colmap
 from training.config import compose, experiments
 from training.data.config import CorpusConfig, FactsConfig
 from training.errors import RunStopped, UserError

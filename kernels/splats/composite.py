@@ -199,6 +199,8 @@ def geometry(
 
 def sum_rows(rows: Float[Tensor, "p r"], bins: Bins) -> Float[Tensor, "m r"]:
     """Of each Gaussian: its rows lie beside each other, and are added in their order."""
+    if not len(bins.order):
+        return rows.new_zeros(0, rows.shape[1])
     sums = torch.segment_reduce(rows, "sum", lengths=bins.starts.diff().long(), initial=0)
     return torch.empty_like(sums).index_copy_(0, bins.order.long(), sums)
 

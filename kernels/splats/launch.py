@@ -64,6 +64,8 @@ def backward(
     from kernels.splats.triton import splat_backward, splat_sum
 
     chip, columns = arch(centers.device), GEOMETRY + features.shape[1]
+    if not len(centers):
+        return features.new_zeros(0, columns)
     shares = features.new_zeros(len(ids), columns)
     launch(
         splat_backward, (grid.tiles,), pick("splat_backward", chip, sizes=int(sizes)),

@@ -164,7 +164,10 @@ def test_nothing_there_is_the_background() -> None:
                for k, x in one().items()}  # fmt: skip
     for given in (nothing, one(means=torch.tensor([[0.0, 0, -2]])), one(opacities=torch.zeros(1))):
         light = torch.tensor([0.2, 0.4, 0.6]).double()
+        given["means"].requires_grad_()
         seen = rasterize(**given, width=20, height=9, background=light)
+        (slope,) = torch.autograd.grad((seen.color.sum() + seen.depth.sum()), given["means"])
+        assert (slope == 0).all()
         assert seen.pairs == 0 and (seen.alpha == 0).all() and (seen.depth == 0).all()
         assert (seen.color == light).all()
 

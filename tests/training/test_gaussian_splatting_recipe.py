@@ -18,7 +18,7 @@ from training.errors import UserError
 from training.evaluation import scene_agreement
 from training.evaluation.scene_agreement import agreement
 from training.evaluation.scene_objects import owners
-from training.evaluation.scenes import apart, exponential, eyes, flat, off
+from training.evaluation.scenes import apart, eyes, flat, off, seen_at
 from training.recipes import gaussian_splatting
 
 CPU = torch.device("cpu")
@@ -120,17 +120,13 @@ def test_cameras_that_are_said_to_be_elsewhere_are_found() -> None:
     assert after["eval/pose"] < 0.7 * after["eval/pose_said"]
 
 
-def test_distances_of_cameras_do_not_mind_a_motion_of_the_whole() -> None:
-    rng = torch.Generator().manual_seed(FRESH)
-    points = torch.randn(9, 3, generator=rng, dtype=torch.float64)
-    motion = exponential(torch.randn(1, 6, generator=rng, dtype=torch.float64))[0]
-    moved = points @ motion[:3, :3].T + motion[:3, 3]
-    assert apart(moved, points) < 1e-9
-    assert apart(moved * torch.tensor([1, 1, -1.0]), points) > 0.1, "a mirror is no motion"
-    assert apart(points + 0.1 * torch.randn(9, 3, generator=rng), points) > 0.03
+def test_points_are_seen_where_a_pinhole_sees_them() -> None:
     view = torch.eye(4)[None].clone()
     view[0, :3, 3] = torch.tensor([1.0, 2, 3])
+    K = torch.tensor([[[10.0, 0, 4], [0, 20, 5], [0, 0, 1]]])
+    assert seen_at(torch.tensor([[1.0, 0, 1]]), view, K).tolist() == [[[9.0, 15.0]]]
     assert eyes(view).tolist() == [[-1, -2, -3]]
+    assert apart(torch.zeros(5, 2), torch.tensor([3.0, 4.0])) == 5.0
 
 
 def test_light_of_each_image_is_learned_and_held_out_ones_are_in_the_mean_of_it() -> None:
@@ -172,6 +168,12 @@ def test_files_that_a_run_leaves_show_what_it_shows(learned, tmp_path: Path) -> 
         again = rasterize(**scene, viewmats=viewmats, Ks=Ks, width=32, height=32, tile=8).color
         assert (again - own).abs().mean() < close, ending
     assert (tmp_path / "figures" / "views.svg").is_file()
+
+
+def test_a_scene_that_loses_its_last_gaussian_is_told_of() -> None:
+    made = recipe("recipe.largest=0.001", "recipe.largest_from=0.0", "recipe.refine_from=0.0")
+    with pytest.raises(UserError, match=r"no Gaussian is left after step 10: .*recipe\.largest"):
+        trained(made, 10)
 
 
 def test_runs_that_cannot_be_are_refused() -> None:

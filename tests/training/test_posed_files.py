@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.scene_files import POINTS, colmap_binary, put_images, quaternion
 from training.data.config_scenes import (
     BlenderConfig,
     ColmapConfig,
@@ -30,22 +30,6 @@ SIZE, VIEWS = 24, 9
 def scene() -> Posed:
     config = TabletopConfig(image_size=SIZE, views=VIEWS, heldout=1, samples=1, things=3)
     return TabletopData(config, seed=3).train
-
-
-def quaternion(R: np.ndarray) -> np.ndarray:
-    """wxyz of a rotation."""
-    w = np.sqrt(max(0.0, 1 + np.trace(R))) / 2
-    if w > 1e-3:
-        axis = np.array([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]]) / (4 * w)
-        return np.array([w, *axis])
-    values, vectors = np.linalg.eigh(R)
-    return np.array([0.0, *vectors[:, values.argmax()]])
-
-
-def put_images(scene: Posed, folder: Path, names: list[str]) -> None:
-    for image, name in zip(scene.images, names, strict=True):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.round(image * 255).astype(np.uint8)).save(folder / name)
 
 
 def blender(scene: Posed, folder: Path) -> BlenderConfig:
@@ -96,28 +80,6 @@ def llff(scene: Posed, folder: Path) -> LlffConfig:
         rows.append([*pose.ravel(), 1.0, 9.0])
     np.save(folder / "poses_bounds.npy", np.array(rows))
     return LlffConfig(path=str(folder), heldout_every=3)
-
-
-POINTS = np.array([[0.0, 0.1, 0.2], [-1.0, 2.0, 0.5]])
-
-
-def colmap_binary(scene: Posed, folder: Path) -> ColmapConfig:
-    sparse = folder / "sparse" / "0"
-    sparse.mkdir(parents=True)
-    names = [f"{i:02}.png" for i in range(VIEWS)]
-    put_images(scene, folder / "images", names)
-    K = scene.Ks[0].astype(float)
-    cameras = struct.pack("<QiiQQ4d", 1, 7, 1, SIZE, SIZE, K[0, 0], K[1, 1], K[0, 2], K[1, 2])
-    images = struct.pack("<Q", VIEWS)
-    for i, (name, m) in enumerate(zip(names, scene.viewmats.astype(np.float64), strict=True)):
-        images += struct.pack("<i7di", i + 1, *quaternion(m[:3, :3]), *m[:3, 3], 7)
-        images += name.encode() + b"\0" + struct.pack("<Q", 1) + struct.pack("<ddq", 1.0, 2.0, 5)
-    points = struct.pack("<Q", len(POINTS))
-    for i, point in enumerate(POINTS):
-        points += struct.pack("<Q3d3BdQii", i, *point, 255, 0, 51, 0.1, 1, 1, 0)
-    for name, content in (("cameras", cameras), ("images", images), ("points3D", points)):
-        (sparse / f"{name}.bin").write_bytes(content)
-    return ColmapConfig(path=str(folder), heldout_every=3)
 
 
 def colmap_text(scene: Posed, folder: Path) -> ColmapConfig:

@@ -2,8 +2,8 @@
 
     psnr, ssim      means over the held-out views; psnr_worst: the least
     depth           median over pixels of |told - true| / true, where something is
-    pose            how far cameras that were trained on are from where they were, once the whole is
-                    moved to where it fits best, relative to the scene's extent; pose_said: before
+    pose            pixels between where cameras that were trained on see points of the scene, and
+                    where they truly do; pose_said: as their places were said to be
     floors          the training view whose camera is nearest, the mean of all, the background; and
                     of depth, the best single number for each view: who only remembers images knows
                     no other
@@ -51,7 +51,7 @@ def judge(
         found["depth"], found["depth_flat"] = off(depth, true), off(flat(true), true)
         depths = data.heldout.depths[:SHOWN], depth[:SHOWN].numpy()
     if data.train.true_viewmats is not None:
-        found |= poses(model, data.train, data.extent)
+        found |= poses(model, data)
     if not final:
         return found, {}, ""
     close = torch.from_numpy(data.train.images[nearest(data)])
@@ -96,29 +96,39 @@ def flat(true: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def poses(model: GaussianSplatting, train: Posed, extent: float) -> dict[str, float]:
-    """How wrong cameras are: as said, and as corrected."""
+def poses(model: GaussianSplatting, data: PosedData[Any]) -> dict[str, float]:
+    """How wrong the cameras that are trained on are: as said, and as corrected."""
+    train = data.train
     said = torch.from_numpy(train.viewmats).double()
     found = exponential(model.twists.cpu().double()) @ said if len(model.twists) else said
     assert train.true_viewmats is not None
-    true = eyes(torch.from_numpy(train.true_viewmats).double())
+    true, Ks = (torch.from_numpy(x).double() for x in (train.true_viewmats, train.Ks))
+    low, high = torch.from_numpy(data.box).double()
+    share = torch.linspace(0.2, 0.8, 4).double()
+    points = low + (high - low) * torch.cartesian_prod(share, share, share)
     return {
-        "pose": apart(eyes(found), true) / extent,
-        "pose_said": apart(eyes(said), true) / extent,
+        "pose": apart(seen_at(points, found, Ks), seen_at(points, true, Ks)),
+        "pose_said": apart(seen_at(points, said, Ks), seen_at(points, true, Ks)),
     }
+
+
+def seen_at(
+    points: Float[Tensor, "p 3"], viewmats: Float[Tensor, "v 4 4"], Ks: Float[Tensor, "v 3 3"]
+) -> Float[Tensor, "v p 2"]:
+    """Pixels."""
+    inside = torch.einsum("vij,pj->vpi", viewmats[:, :3, :3], points) + viewmats[:, None, :3, 3]
+    x, y, z = torch.einsum("vij,vpj->vpi", Ks, inside).unbind(-1)
+    return torch.stack([x / z, y / z], dim=-1)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Root mean square distance."""
+    return (a - b).square().sum(-1).mean().sqrt().item()
 
 
 def eyes(viewmats: Float[Tensor, "v 4 4"]) -> Float[Tensor, "v 3"]:
     """Where cameras are."""
     return -torch.einsum("vji,vj->vi", viewmats[:, :3, :3], viewmats[:, :3, 3])
-
-
-def apart(points: Float[Tensor, "v 3"], true: Float[Tensor, "v 3"]) -> float:
-    """Root mean square distance, after the best rigid motion (Kabsch)."""
-    a, b = points - points.mean(0), true - true.mean(0)
-    u, _, vt = torch.linalg.svd(a.T @ b)
-    u[:, -1] *= torch.linalg.det(u @ vt).sign()
-    return (a @ (u @ vt) - b).square().sum(-1).mean().sqrt().item()
 
 
 def nearest(data: PosedData[Any]) -> np.ndarray:

@@ -198,6 +198,13 @@ class SplatTraining:
                     revised=recipe.revised,
                 )  # fmt: skip
             self.gaussians.apply_edit(edit, self.moments())
+            if not self.gaussians.count:
+                raise UserError(
+                    f"no Gaussian is left after step {self.count}: all were fainter than "
+                    f"recipe.opacity_least={recipe.opacity_least:g} or wider than "
+                    f"recipe.largest={recipe.largest:g} of the scene; begin with more or smaller "
+                    "ones, or change these"
+                )
             self.pull.zero_()
             self.shown.zero_()
         if recipe.density == Density.mcmc:

@@ -44,6 +44,17 @@ def test_gradients_have_the_same_bits_every_time_and_probes_their_sizes(tile: in
     torch.testing.assert_close(first["d probe"], plain["d probe"], rtol=1e-4, atol=1e-5)
 
 
+def test_no_gaussians_have_no_gradients() -> None:
+    inputs, options = draw("small", 1)
+    few = {k: (x[:0] if k not in ("viewmats", "Ks", "background") else x).float()
+           for k, x in inputs.items()}  # fmt: skip
+    few = {k: x for k, x in few.items() if k not in ("sh", "colors", "background")}
+    few |= {"colors": torch.zeros(0, 3), "means": few["means"].requires_grad_()}
+    seen = rasterize(**few, **options, impl="interpret")
+    (slope,) = torch.autograd.grad(seen.color.sum(), few["means"])
+    assert slope.shape == (0, 3) and not seen.color.any()
+
+
 def test_the_operators_pass_opcheck() -> None:
     inputs, options = draw("small", 2)
     given = {k: x.float() for k, x in inputs.items()}
