@@ -5,7 +5,7 @@
     image  = rasterize(Gaussians, a camera that is trained on)
     loss   = (1 - w) |image - truth| + w (1 - SSIM)     + the weights of MCMC's terms
     Adam, with a rate for each kind of number; that of means falls exponentially, and is in units of
-    the scene's extent
+    the scene's extent; so do those of cameras and light, if they are corrected
     from time to time Gaussians are added and removed: density.py, mcmc.py
 
 What differs: the number of Gaussians has a limit, `model.capacity`; those that are pulled at most
@@ -47,6 +47,8 @@ from training.schema import Optimiser, TrainConfig
 from training.seeding import torch_generator
 
 FRAMEWORK = "torch"
+FALLING = "means", "twists", "exposures"
+"Whose learning rates fall."
 RESET = 0.01
 "Opacity that a reset leaves, at most."
 
@@ -130,7 +132,7 @@ class SplatTraining:
         _, height, width, _ = images.shape
         falling = lr_scale(self.config.optim, self.count, self.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * (falling if group["name"] == "means" else 1.0)
+            group["lr"] = group["peak"] * (falling if group["name"] in FALLING else 1.0)
         absolute = recipe.density == Density.absolute
         probe = torch.zeros(len(images), self.gaussians.count, 2, device=self.device)
         views = self.on_device(batch["rows"]) if len(self.model.twists) else None
