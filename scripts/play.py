@@ -1,4 +1,5 @@
-"""`afferent play model=<run>`: act in a world that a model dreams, in the browser or the terminal.
+"""`afferent play model=<run>`: act in a world that a model dreams, in the browser or the terminal;
+or walk through a scene (scripts/scene_viewer.py).
 
     GET  /        the page: canvases, keys that steer, frames per second and latency
     WS   /play    {"action": 0} -> a frame; {"reset": true} -> another beginning's
@@ -27,6 +28,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from scripts.scene_viewer import SceneViewer, scene_of
 from scripts.words import device, door
 from training.errors import UserError
 
@@ -47,7 +49,7 @@ class Asked:
     """The command line."""
 
     model: str
-    "Directory of a finished run of a video world model."
+    "Directory of a finished run of a video world model or of a scene; or a scene's file."
     host: str = "127.0.0.1"
     "Address to bind to."
     port: int = 8765
@@ -364,10 +366,25 @@ def terminal(game: Game) -> None:
         termios.tcsetattr(number, termios.TCSADRAIN, before)
 
 
+def look_at(scene: Path, asked: Asked) -> None:
+    """A scene of Gaussians, in the browser. Raises UserError for what a scene cannot be asked."""
+    if asked.terminal:
+        raise UserError("terminal=true: a scene is looked at in a browser; leave it out")
+    viewer = SceneViewer(scene, asked.host, asked.port)
+    print(f"looking at {scene} at {viewer.url} (Ctrl-C ends)", flush=True)
+    try:
+        viewer.run()
+    finally:
+        viewer.close()
+
+
 def main() -> None:
     """Entry point: `afferent play`."""
 
     def run(asked: Asked) -> None:
+        if scene := scene_of(asked.model):
+            look_at(scene, asked)
+            return
         stage = Stage(asked)
         if asked.terminal:
             terminal(stage.game())

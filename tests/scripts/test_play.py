@@ -3,12 +3,10 @@ sentence."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import shutil
 import struct
-import subprocess
 import threading
 import time
 import urllib.error
@@ -25,6 +23,7 @@ from websockets.sync.client import connect
 
 from scripts import play
 from scripts.play import Asked, Server, Stage, in_terminal
+from tests.browser import CHROME, Browser
 from tests.helpers import SMALL_PINFALL, SMALL_WORLD, train
 from training.config import compose
 from training.data.config_episodes import ProcgenConfig
@@ -309,60 +308,6 @@ def test_it_binds_to_this_machine_alone_unless_told_otherwise(server: Server) ->
         taken = object.__new__(Stage)
         taken.asked = asked
         Server(taken)
-
-
-CHROME = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-
-
-class Browser:
-    """A real one without a window, driven over its debugging socket."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [CHROME, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
-             f"--user-data-dir={folder}", "about:blank"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        port = self.until(lambda: (folder / "DevToolsActivePort").read_text().split()[0])
-        pages = f"http://127.0.0.1:{port}/json/list"
-        page = self.until(
-            lambda: next(p for p in json.load(urllib.request.urlopen(pages)) if p["type"] == "page")
-        )
-        self.held, self.count = contextlib.ExitStack(), 0
-        self.socket = self.held.enter_context(connect(page["webSocketDebuggerUrl"], max_size=2**24))
-        self.ask("Page.navigate", url=url)
-
-    @staticmethod
-    def until(found, seconds: float = 30.0):
-        """What `found` gives as soon as it does and is true."""
-        for _ in range(int(20 * seconds)):
-            with contextlib.suppress(OSError, IndexError, StopIteration):
-                if value := found():
-                    return value
-            time.sleep(0.05)
-        raise AssertionError("the browser did not get there")
-
-    def ask(self, method: str, **params):
-        self.count += 1
-        self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
-        while True:
-            answer = json.loads(self.socket.recv(timeout=30))
-            if answer.get("id") == self.count:
-                return answer["result"]
-
-    def read(self, expression: str):
-        result = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)["result"]
-        return result.get("value")
-
-    def key(self, name: str, kind: str) -> None:
-        self.ask("Input.dispatchKeyEvent", type=kind, key=name)
-
-    def close(self) -> None:
-        self.held.close()
-        self.process.terminate()
-        self.process.wait(timeout=10)
 
 
 SEEN = """(() => {

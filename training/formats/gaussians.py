@@ -75,6 +75,17 @@ class Splats:
         q = self.quats / length
         return np.where(q[:, :1] < 0, -q, q)
 
+    def covariances(self) -> Float32[np.ndarray, "n 3 3"]:
+        """In space. Raises ValueError for a quaternion of length 0."""
+        w, x, y, z = self.unit_quats().T
+        rows = [
+            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+        ]  # fmt: skip
+        axes = np.stack(rows, -1).reshape(-1, 3, 3) * np.exp(self.scales)[:, None]
+        return (axes @ axes.transpose(0, 2, 1)).astype(np.float32)
+
 
 def splats_of(fields: Mapping[str, Any]) -> Splats:
     """Of tensors or arrays as models/worlds/splats/gaussians.py names them."""
