@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from kernels.splats.harmonics import Y0
 from training import formats
 from training.errors import UserError
 from training.formats.gaussians import sigmoid
 
 SCENE = "scene.ply"
 "What a run leaves."
-C0 = 0.28209479177387814
-"The first spherical harmonic."
 
 
 def scene_of(model: str) -> Path | None:
@@ -45,7 +44,7 @@ class SceneViewer:
         if not len(self.splats):
             raise UserError(f"{file} holds no Gaussians: there is nothing to be seen")
         self.opacities = sigmoid(self.splats.opacities)[:, None].astype(np.float32)
-        self.colors = (C0 * self.splats.sh[:, 0] + 0.5).clip(0, 1)
+        self.colors = (Y0 * self.splats.sh[:, 0] + 0.5).clip(0, 1)
         self.covariances = self.splats.covariances()
         try:
             self.server = viser.ViserServer(host=host, port=port, label=file.name, verbose=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels.splats.harmonics import of_color
 from scripts import play
 from scripts.scene_viewer import SceneViewer, scene_of
 from tests.browser import CHROME, Browser
@@ -15,7 +16,6 @@ from training import formats
 from training.errors import UserError
 from training.formats.gaussians import Splats
 
-C0 = 0.28209479177387814
 SOFTWARE = "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=800,600"
 
 
@@ -27,7 +27,7 @@ def two() -> Splats:
         np.array([[1, 0, 0, 0], [0.6, 0.8, 0, 0]], np.float32),
         np.full((2, 3), np.log(0.12), np.float32),
         np.array([4.0, 1.0], np.float32),
-        ((colors - 0.5) / C0)[:, None],
+        of_color(colors)[:, None],
     )
 
 

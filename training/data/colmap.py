@@ -13,6 +13,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from training.data.config_scenes import ColmapConfig
 from training.data.corpus import DataError
@@ -57,7 +58,8 @@ class ColmapData(PosedFilesData[ColmapConfig]):
                     f"{sparse}: image {name} is of camera {camera}, which is not listed"
                 )
             viewmat = np.eye(4)
-            viewmat[:3, :3], viewmat[:3, 3] = rotation(quat), move
+            viewmat[:3, :3] = Rotation.from_quat(quat, scalar_first=True).as_matrix()
+            viewmat[:3, 3] = move
             found.append(Frame(self.folder / self.config.images / name, viewmat, cameras[camera]))
         return self.divided(found)
 
@@ -67,16 +69,6 @@ class ColmapData(PosedFilesData[ColmapConfig]):
             if any((self.folder / below / f"images{form}").is_file() for form in (".bin", ".txt")):
                 return self.folder / below
         raise DataError(f"data.path={self.config.path} has no sparse/0/images.bin, nor images.txt")
-
-
-def rotation(quat: np.ndarray) -> np.ndarray:
-    """[3, 3] of a quaternion wxyz."""
-    w, x, y, z = quat / np.linalg.norm(quat)
-    return np.array([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ])  # fmt: skip
 
 
 def lens(model: str, values: list[float], file: Path) -> np.ndarray:

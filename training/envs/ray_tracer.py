@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from kernels.splats.project import rotations
+
 NOTHING = -1
 "Id of what no solid covers."
 
@@ -254,13 +256,6 @@ class _Bodies:
         odd = torch.where(self.pattern[index] == 1, cell.sum(-1), cell[:, 2]).remainder(2) == 1
         odd &= self.pattern[index] > 0
         return torch.where(odd[:, None], self.other[index], self.color[index])
-
-
-def rotations(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
-    """Of quaternions wxyz of any length but 0."""
-    from kernels.splats.project import rotations as found
-
-    return found(quats)
 
 
 def _first(*candidates: tuple[Tensor, Tensor]) -> Tensor:

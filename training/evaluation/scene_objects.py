@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import max_pool2d, one_hot
 
@@ -18,8 +18,7 @@ from kernels.splats.op import rasterize
 from models.worlds.splats.gaussian_splatting import GaussianSplatting
 from models.worlds.splats.gaussians import Fields, activated
 from training.data.posed import Posed, PosedData
-
-AT_ONCE = 4  # views
+from training.evaluation.scene_renders import AT_ONCE, rendered
 
 
 def owners(
@@ -59,14 +58,14 @@ def removals(
     fields, things = model.gaussians.fields(), data.things
     with torch.enable_grad():
         owner = owners(fields, data.train, things, device, model.config.tile)
-    before, far_before = shown(model, fields, data, device)
+    before, far_before = rendered(model, fields, data.heldout, data.background, device)
     told: dict[str, list[Tensor]] = {"depth": [], "depth_kept": [], "elsewhere": [], "there": []}
     assert data.heldout.ids is not None
     for thing in range(1, things + 1):
         there = torch.from_numpy(data.heldout.ids == thing)
         truth = torch.from_numpy(data.without(thing).depths)
         left = {k: x[owner != thing] for k, x in fields.items()}
-        color, far = shown(model, left, data, device)
+        color, far = rendered(model, left, data.heldout, data.background, device)
         seen = there & truth.isfinite()  # past the table's edge there is nothing behind
         told["depth"].append(((far - truth).abs() / truth)[seen])
         told["depth_kept"].append(((far_before - truth).abs() / truth)[seen])
@@ -78,22 +77,3 @@ def removals(
         f"removed/{name}": (x.median() if name.startswith("depth") else x.mean()).item()
         for name, x in found.items()
     }
-
-
-def shown(
-    model: GaussianSplatting, fields: Fields, data: PosedData[Any], device: torch.device
-) -> tuple[Float[Tensor, "v h w 3"], Float[Tensor, "v h w"]]:
-    """Colours and depths of held-out views of some of the Gaussians, on the CPU."""
-    posed, light = data.heldout, torch.tensor(data.background, device=device)
-    _, height, width, _ = posed.images.shape
-    colors, depths = [], []
-    for first in range(0, len(posed.names), AT_ONCE):
-        some = slice(first, first + AT_ONCE)
-        viewmats, Ks = (torch.from_numpy(x[some]).to(device) for x in (posed.viewmats, posed.Ks))
-        seen = rasterize(
-            **activated(fields), viewmats=viewmats, Ks=Ks, width=width, height=height,
-            background=light, antialiased=model.config.antialiased, tile=model.config.tile,
-        )  # fmt: skip
-        colors.append(model.exposed(seen.color, None).clamp(0, 1).cpu())
-        depths.append(seen.depth.cpu())
-    return torch.cat(colors), torch.cat(depths)

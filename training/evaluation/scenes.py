@@ -22,13 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.worlds.splats.gaussian_splatting import GaussianSplatting, exponential
-from training.data.posed import Posed, PosedData
+from training.data.posed import PosedData
 from training.evaluation.images import psnr, ssim
 from training.evaluation.scene_agreement import agreement
 from training.evaluation.scene_figures import views_beside_truth
 from training.evaluation.scene_objects import removals
+from training.evaluation.scene_renders import rendered
 
-AT_ONCE = 4  # views
 TIMED = 20  # renders of one view
 SHOWN = 5  # views of the figure
 
@@ -37,7 +37,7 @@ def judge(
     model: GaussianSplatting, data: PosedData[Any], device: torch.device, final: bool, agree: bool
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """Metrics; and, at the end, how long a view takes, what is known of each, and a figure."""
-    color, depth = rendered(model, data.heldout, data.background, device)
+    color, depth = rendered(model, model.gaussians.fields(), data.heldout, data.background, device)
     truth = torch.from_numpy(data.heldout.images)
     each, alike = psnr(color, truth), ssim(color, truth)
     found = {
@@ -64,23 +64,6 @@ def judge(
     known = {"views": {"psnr": each.tolist(), "ssim": alike.tolist()}}
     known["latency"] = latency(model, data, device)
     return found, known, views_beside_truth(*shown, depths)
-
-
-@torch.no_grad()
-def rendered(
-    model: GaussianSplatting, posed: Posed, background: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Colours [v h w 3] in [0, 1] and depths [v h w] of views, on the CPU."""
-    _, height, width, _ = posed.images.shape
-    light = torch.tensor(background, device=device)
-    colors, depths = [], []
-    for first in range(0, len(posed.names), AT_ONCE):
-        some = slice(first, first + AT_ONCE)
-        viewmats, Ks = (torch.from_numpy(x[some]).to(device) for x in (posed.viewmats, posed.Ks))
-        seen = model(viewmats, Ks, width, height, background=light)
-        colors.append(model.exposed(seen.color, None).clamp(0, 1).cpu())
-        depths.append(seen.depth.cpu())
-    return torch.cat(colors), torch.cat(depths)
 
 
 def off(told: Tensor, true: Tensor) -> float:

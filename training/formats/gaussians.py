@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
+from scipy.spatial.transform import Rotation
 
 MOST = 50_000_000
 "Gaussians of a file."
@@ -77,13 +78,8 @@ class Splats:
 
     def covariances(self) -> Float32[np.ndarray, "n 3 3"]:
         """In space. Raises ValueError for a quaternion of length 0."""
-        w, x, y, z = self.unit_quats().T
-        rows = [
-            1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-        ]  # fmt: skip
-        axes = np.stack(rows, -1).reshape(-1, 3, 3) * np.exp(self.scales)[:, None]
+        turned = Rotation.from_quat(self.unit_quats(), scalar_first=True).as_matrix()
+        axes = turned * np.exp(self.scales)[:, None]
         return (axes @ axes.transpose(0, 2, 1)).astype(np.float32)
 
 
