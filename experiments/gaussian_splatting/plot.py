@@ -19,9 +19,9 @@ RUNS = {
     "no harmonics": "dull",
     "wrong cameras": "shuffled",
     "doubtful cameras": "misplaced",
-    "and corrected": "found",
+    "cameras corrected": "found",
     "uneven light": "uneven",
-    "and corrected ": "lit",
+    "light corrected": "lit",
 }
 
 
