@@ -8,7 +8,9 @@ from typing import Any
 from training.data.config_scenes import (
     BlenderConfig,
     ColmapConfig,
+    DnerfConfig,
     LlffConfig,
+    MovingTabletopConfig,
     NerfstudioConfig,
     PosedConfig,
     TabletopConfig,
@@ -21,6 +23,8 @@ SCENES: dict[str, tuple[type[PosedConfig], str]] = {
     "colmap": (ColmapConfig, "ColmapData"),
     "llff": (LlffConfig, "LlffData"),
     "nerfstudio": (NerfstudioConfig, "NerfstudioData"),
+    "moving_tabletop": (MovingTabletopConfig, "MovingTabletopData"),
+    "dnerf": (DnerfConfig, "DnerfData"),
 }
 "Data by name: its configuration, and the class in training/data/<name>.py."
 

@@ -52,6 +52,57 @@ class TabletopConfig(PosedConfig):
 
 
 @dataclass
+class TimedConfig(PosedConfig):
+    """Images that have a time, too."""
+
+    first_steps: int = 0
+    "Steps about the first time, if one time comes after the other."
+    steps_per_time: int = 0
+    "Steps about each of the other times, in their order; 0: all times, at random."
+    shuffled_times: bool = False
+    "Give images the times of others: a control, which must fail."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "data", 0, "first_steps", "steps_per_time")
+        if (self.first_steps > 0) != (self.steps_per_time > 0):
+            raise ValueError(
+                f"data.first_steps={self.first_steps} and data.steps_per_time={self.steps_per_time}"
+                " must both be above 0 (one time after the other), or both 0 (at random)"
+            )
+
+
+@dataclass
+class MovingTabletopConfig(TimedConfig):
+    """Things that move on a table, ray-traced from all around: another scene for every seed."""
+
+    name: str = "moving_tabletop"
+    "Which data: the stem of its file."
+    image_size: int = 48
+    "Height and width of the images, in pixels."
+    cameras: int = 12
+    "That are trained on."
+    heldout: int = 2
+    "Cameras that are judged by, at all times."
+    times: int = 24
+    "Evenly from 0 to 1."
+    heldout_every: int = 4
+    "One time of so many is held out in all cameras: the third of the first four, and so on."
+    things: int = 5
+    "On the table."
+    samples: int = 2
+    "Rays through a pixel, each way."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(self, "data", 12, "image_size")
+        at_least(self, "data", 2, "cameras", "heldout_every")
+        at_least(self, "data", 1, "heldout", "samples")
+        at_least(self, "data", 3, "times")
+        within(self, "data", 1, 8, "things")
+
+
+@dataclass
 class PosedFilesConfig(PosedConfig):
     """Images in files, beside what says where their cameras were."""
 
@@ -104,3 +155,11 @@ class LlffConfig(PosedFilesConfig):
     "Which data: the stem of its file."
     images: str = "images"
     "Folder of the images, in the scene's."
+
+
+@dataclass
+class DnerfConfig(TimedConfig, BlenderConfig):
+    """D-NeRF's synthetic scenes: NeRF's, whose frames have a time."""
+
+    name: str = "dnerf"
+    "Which data: the stem of its file."

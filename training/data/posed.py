@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from training.data.config_scenes import PosedConfig
 from training.data.order import visit
@@ -32,6 +32,17 @@ class Posed:
     "Of the thing that is seen; -1 where nothing is."
     true_viewmats: Float32[np.ndarray, "v 4 4"] | None = None
     "Where what `viewmats` says is known to be wrong."
+    times: Float32[np.ndarray, " v"] | None = None
+    "From 0 to 1, of what moves."
+    changing: Bool[np.ndarray, "v h w"] | None = None
+    "Pixels that are not the same at all times."
+
+    def some(self, which: np.ndarray) -> Posed:
+        """Those of these numbers, or where this is true."""
+        rows = np.arange(len(self.names))[which]
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "names"}
+        chosen = {name: None if x is None else x[rows] for name, x in parts.items()}
+        return Posed(names=tuple(self.names[row] for row in rows), **chosen)
 
 
 @dataclass(frozen=True)

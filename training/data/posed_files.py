@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +34,14 @@ class Frame:
     "World to camera, [4, 4]: x to the right, y down, z forward."
     K: np.ndarray
     "[3, 3] in pixels of the file."
+    time: float | None = None
+    "From 0 to 1, of what moves."
+
+    def at(self, time: float, file: Path) -> Frame:
+        """The same, at a time. Raises DataError."""
+        if not 0 <= time <= 1:
+            raise DataError(f"{file}: time={time} of {self.file.name} is not from 0 to 1")
+        return replace(self, time=time)
 
 
 class PosedFilesData(PosedData[Config]):
@@ -86,12 +94,14 @@ class PosedFilesData(PosedData[Config]):
                 f"{self.folder}: images of {b} x {a} and of {d} x {c} pixels: give images of one "
                 "size"
             )
+        times = [frame.time for frame in there if frame.time is not None]
         shrink = np.diag([1 / self.config.downscale] * 2 + [1.0])
         return Posed(
             np.stack(images),
             np.stack([frame.viewmat for frame in there]).astype(np.float32),
             np.stack([shrink @ frame.K for frame in there]).astype(np.float32),
             tuple(str(frame.file.relative_to(self.folder)) for frame in there),
+            times=np.float32(times) if times else None,
         )
 
     def image(self, file: Path) -> Float32[np.ndarray, "h w 3"]:

@@ -18,6 +18,11 @@ from training.seeding import numpy_rng
 HEIGHT = 0.7  # of things, at most
 
 
+def device_of_tracing() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class TabletopData(PosedData[TabletopConfig]):
     """Traced when it is opened, on a GPU if there is one: about a second for ten images of 64 x 64
     on one core."""
@@ -41,7 +46,7 @@ class TabletopData(PosedData[TabletopConfig]):
     def traced(self, scene: Scene, viewmats: Tensor, part: str) -> Posed:
         size, count = self.config.image_size, len(viewmats)
         Ks = intrinsics(FOCAL * size, size, size).expand(count, 3, 3)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_of_tracing()
         given = viewmats.to(device), Ks.to(device)
         found = render(scene, *given, size, size, self.config.samples)
         arrays = (x.cpu().numpy() for x in (found.color, viewmats, Ks.contiguous()))

@@ -9,6 +9,7 @@ Things stand on the table, none inside another. Ids: 0 is the table, things from
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,10 +27,12 @@ GAP = 0.03  # between things
 TRIES = 1000
 
 
-def tabletop(rng: np.random.Generator, things: int = 8) -> Scene:
+def tabletop(rng: np.random.Generator, things: int = 8, rooms: Sequence[float] = (0.0,)) -> Scene:
     """A table with so many things, in this order again and again: ball, box, ball, capsule, ball,
     box, ball, cylinder.
 
+    Args:
+        rooms: how much further each of them reaches on its ways, again and again.
     Raises:
         ValueError: there is no place for so many.
     """
@@ -42,6 +45,7 @@ def tabletop(rng: np.random.Generator, things: int = 8) -> Scene:
     for number in range(things):
         kind = kinds[number % len(kinds)]
         size, height, reach, rotation = _shape(rng, kind)
+        reach += rooms[number % len(rooms)]
         x, y = _place(rng, placed, reach)
         placed.append((x, y, reach))
         paint = {"color": _bright(rng), "other": _bright(rng) if kind == "sphere" else (0, 0, 0)}
