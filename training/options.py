@@ -20,7 +20,7 @@ from models.worlds.jepa.config import (
     LeWMConfig,
     VJEPA2ACConfig,
 )
-from models.worlds.splats.config import GaussianSplattingConfig
+from models.worlds.splats.config import DynamicGaussiansConfig, GaussianSplattingConfig
 from models.worlds.video.config import (
     DiamondConfig,
     DiffusionForcingConfig,
@@ -47,7 +47,9 @@ from training.data.config_episodes import (
 from training.data.config_scenes import (
     BlenderConfig,
     ColmapConfig,
+    DnerfConfig,
     LlffConfig,
+    MovingTabletopConfig,
     NerfstudioConfig,
     TabletopConfig,
 )
@@ -70,7 +72,10 @@ from training.recipes.config import (
     MemoryBudgetConfig,
     TTTE2ERecipeConfig,
 )
-from training.recipes.config_scenes import GaussianSplattingRecipeConfig
+from training.recipes.config_scenes import (
+    DynamicGaussiansRecipeConfig,
+    GaussianSplattingRecipeConfig,
+)
 from training.recipes.config_video import (
     DiamondRecipeConfig,
     DiffusionForcingRecipeConfig,
@@ -113,6 +118,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "self_forcing": SelfForcingRecipeConfig,
         "dream_agent": DreamAgentConfig,
         "gaussian_splatting": GaussianSplattingRecipeConfig,
+        "dynamic_gaussians": DynamicGaussiansRecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -128,6 +134,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "dreamer4": Dreamer4Config,
         "genie": GenieConfig,
         "gaussian_splatting": GaussianSplattingConfig,
+        "dynamic_gaussians": DynamicGaussiansConfig,
         "actor_critic": ActorCriticConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
@@ -155,6 +162,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "recorded_films": RecordedFilmsConfig,
         "pinfall": PinfallConfig,
         "tabletop": TabletopConfig,
+        "moving_tabletop": MovingTabletopConfig,
+        "dnerf": DnerfConfig,
         "blender": BlenderConfig,
         "colmap": ColmapConfig,
         "llff": LlffConfig,

@@ -109,8 +109,9 @@ def test_a_gaussian_belongs_to_what_it_covers() -> None:
         "sh0": torch.zeros(n + 1, 1, 3),
         "shN": torch.zeros(n + 1, 3, 3),
     }
-    found = owners(fields, made.data.train, made.data.things, CPU, 8)
+    found, covered = owners(activated(fields), made.data.train, made.data.things, CPU, 8)
     assert found.tolist() == [*(s.id for s in solids), -1]
+    assert covered[-1] == 0 and (covered[:-1] > 1).all()
 
 
 def test_cameras_that_are_said_to_be_elsewhere_are_found() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from training.data.config_scenes import MovingTabletopConfig
@@ -76,3 +77,8 @@ class MovingTabletopData(TimedData[MovingTabletopConfig]):
     @property
     def things(self) -> int:
         return self.config.things
+
+    def carried(
+        self, points: Float32[np.ndarray, "n 3"], id: int, time: float
+    ) -> Float32[np.ndarray, "n 3"]:
+        return self.table.carried(points, id, time).astype(np.float32)

@@ -44,6 +44,12 @@ class TimedData(PosedData[Config]):
             times = times[numpy_rng(self.seed, "data/shuffled_times").permutation(len(times))]
         return super().batch(step) | {"times": times[rows]}
 
+    def carried(
+        self, points: Float32[np.ndarray, "n 3"], id: int, time: float
+    ) -> Float32[np.ndarray, "n 3"]:
+        """Where points of a thing at the first time truly are at another."""
+        raise NotImplementedError
+
     @staticmethod
     def times(given: Float32[np.ndarray, " v"] | None) -> Any:
         assert given is not None, "a scene that moves has times"

@@ -10,25 +10,29 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import max_pool2d, one_hot
 
 from kernels.splats.op import rasterize
 from models.worlds.splats.gaussian_splatting import GaussianSplatting
-from models.worlds.splats.gaussians import Fields, activated
+from models.worlds.splats.gaussians import Fields
 from training.data.posed import Posed, PosedData
 from training.evaluation.scene_renders import AT_ONCE, rendered
 
 
+@torch.enable_grad()
 def owners(
-    fields: Fields, posed: Posed, things: int, device: torch.device, tile: int
-) -> Int[Tensor, " n"]:
+    scene: Fields, posed: Posed, things: int, device: torch.device, tile: int
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     """Id of the thing that each Gaussian covers most of: -1 is the background, 0 what things stand
-    on. Of what covers nothing: -1."""
+    on; of what covers nothing: -1. And of how many pixels, in all views together.
+
+    Args:
+        scene: as `rasterize` takes it.
+    """
     assert posed.ids is not None
-    scene = activated({name: x.detach() for name, x in fields.items()})
-    scene.pop("sh")
+    scene = {name: x.detach() for name, x in scene.items() if name != "sh"}
     parts = torch.zeros(len(scene["means"]), things + 2, device=device, requires_grad=True)
     _, height, width = posed.ids.shape
     for first in range(0, len(posed.names), AT_ONCE):
@@ -42,7 +46,8 @@ def owners(
         asked = one_hot(ids.long() + 1, things + 2).to(seen.color)
         (seen.color * asked).sum().backward()
     assert parts.grad is not None
-    return parts.grad.argmax(-1) - 1
+    most = parts.grad.max(-1)
+    return most.indices - 1, most.values
 
 
 @torch.no_grad()
@@ -55,16 +60,15 @@ def removals(
                 shadow stays, so that colours do not tell); depth_kept: if it stays
     elsewhere   mean change of colour more than two pixels away from it; there: where it was
     """
-    fields, things = model.gaussians.fields(), data.things
-    with torch.enable_grad():
-        owner = owners(fields, data.train, things, device, model.config.tile)
-    before, far_before = rendered(model, fields, data.heldout, data.background, device)
+    scene, things = model.scene(), data.things
+    owner, _ = owners(scene, data.train, things, device, model.config.tile)
+    before, far_before = rendered(model, scene, data.heldout, data.background, device)
     told: dict[str, list[Tensor]] = {"depth": [], "depth_kept": [], "elsewhere": [], "there": []}
     assert data.heldout.ids is not None
     for thing in range(1, things + 1):
         there = torch.from_numpy(data.heldout.ids == thing)
         truth = torch.from_numpy(data.without(thing).depths)
-        left = {k: x[owner != thing] for k, x in fields.items()}
+        left = {k: x[owner != thing] for k, x in scene.items()}
         color, far = rendered(model, left, data.heldout, data.background, device)
         seen = there & truth.isfinite()  # past the table's edge there is nothing behind
         told["depth"].append(((far - truth).abs() / truth)[seen])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels.splats.op import rasterize
 from models.worlds.splats.gaussian_splatting import GaussianSplatting
-from models.worlds.splats.gaussians import Fields, activated
+from models.worlds.splats.gaussians import Fields
 from training.data.posed import Posed
 
 AT_ONCE = 4  # views
@@ -16,12 +16,16 @@ AT_ONCE = 4  # views
 
 @torch.no_grad()
 def rendered(
-    model: GaussianSplatting, fields: Fields, posed: Posed, background: tuple[float, ...],
+    model: GaussianSplatting, scene: Fields, posed: Posed, background: tuple[float, ...],
     device: torch.device,
 ) -> tuple[Float[Tensor, "v h w 3"], Float[Tensor, "v h w"]]:  # fmt: skip
-    """Colours in [0, 1] and depths of views of some of a model's Gaussians, on the CPU."""
+    """Colours in [0, 1] and depths of views of some of a model's Gaussians, on the CPU.
+
+    Args:
+        scene: as `rasterize` takes it.
+    """
     _, height, width, _ = posed.images.shape
-    scene, light = activated(fields), torch.tensor(background, device=device)
+    light = torch.tensor(background, device=device)
     colors, depths = [], []
     for first in range(0, len(posed.names), AT_ONCE):
         some = slice(first, first + AT_ONCE)

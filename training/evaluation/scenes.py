@@ -37,7 +37,7 @@ def judge(
     model: GaussianSplatting, data: PosedData[Any], device: torch.device, final: bool, agree: bool
 ) -> tuple[dict[str, float], dict[str, Any], str]:
     """Metrics; and, at the end, how long a view takes, what is known of each, and a figure."""
-    color, depth = rendered(model, model.gaussians.fields(), data.heldout, data.background, device)
+    color, depth = rendered(model, model.scene(), data.heldout, data.background, device)
     truth = torch.from_numpy(data.heldout.images)
     each, alike = psnr(color, truth), ssim(color, truth)
     found = {

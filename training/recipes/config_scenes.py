@@ -84,3 +84,48 @@ class GaussianSplattingRecipeConfig(RecipeConfig):
         at_least(self, "recipe", 0, "pull_least", "reset_every", "noise", "opacity_weight",
                  "scale_weight", "poses_lr", "exposures_lr")  # fmt: skip
         at_least(self, "recipe", 1, "refine_every", "growth")
+
+
+@dataclass
+class DynamicGaussiansRecipeConfig(GaussianSplattingRecipeConfig):
+    """Gaussians that are fitted to images of a scene that moves, each of which has a time."""
+
+    name: str = "dynamic_gaussians"
+    "Which recipe: the stem of its file."
+    warm: float = 0.1
+    "Share of the run in which nothing moves yet, unless Gaussians are tracked."
+    motion_lr: float = 8e-4
+    "Learning rate of the network that says where Gaussians are; it falls."
+    planes_lr: float = 1.6e-3
+    "Of planes; it falls."
+    velocities_lr: float = 1.6e-4
+    "Of the coefficients of polynomials, for a scene of extent 1; it falls."
+    spins_lr: float = 1e-3
+    "Of how fast Gaussians turn."
+    middles_lr: float = 1e-3
+    "Of the time about which a Gaussian is there."
+    lastings_lr: float = 1e-2
+    "Of the logarithm of how long."
+    tracking_lr: float = 1.6e-4
+    "Of means after the first time, for a scene of extent 1, if Gaussians are tracked."
+    turning_lr: float = 1e-3
+    "Of rotations then."
+    neighbours: int = 20
+    "Of each Gaussian, that it keeps together with."
+    neighbour_decay: float = 2000.0
+    "What a neighbour at distance d counts is exp(-this d^2), in units of the scene."
+    rigid_weight: float = 4.0
+    "In the loss: neighbours move as one body."
+    rot_weight: float = 4.0
+    "They turn alike."
+    iso_weight: float = 2.0
+    "They stay as far from each other."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(self, "recipe", 0.0, 1.0, "warm")
+        above(self, "recipe", 0.0, "motion_lr", "planes_lr", "velocities_lr", "spins_lr",
+              "middles_lr", "lastings_lr", "tracking_lr", "turning_lr")  # fmt: skip
+        at_least(self, "recipe", 0, "neighbour_decay", "rigid_weight", "rot_weight",
+                 "iso_weight")  # fmt: skip
+        at_least(self, "recipe", 1, "neighbours")

@@ -26,7 +26,7 @@ from torch import Tensor
 from models.worlds.splats.config import Beginning, GaussianSplattingConfig
 from models.worlds.splats.density import densify
 from models.worlds.splats.gaussian_splatting import GaussianSplatting
-from models.worlds.splats.gaussians import Edit, begin
+from models.worlds.splats.gaussians import Edit, Fields, begin
 from models.worlds.splats.mcmc import relocate, stir
 from models.worlds.splats.ssim import ssim
 from training import formats
@@ -69,7 +69,7 @@ class SplatTraining:
         self.units_per_step, self.steps, self.count = data.config.batch_size, config.loop.steps, 0
         corrected = self.recipe.poses_lr > 0 or self.recipe.exposures_lr > 0
         views = len(data.train.names) if corrected else 0
-        self.model = GaussianSplatting(config.model, views).to(device)
+        self.model = self.begun(views).to(device)
         self.gaussians = self.model.gaussians
         self.background = torch.tensor(data.background, device=device)
         self.pull, self.shown = (torch.zeros(config.model.capacity, device=device) for _ in "ab")
@@ -77,6 +77,11 @@ class SplatTraining:
         self.optimiser = self.rates()
         self.found: dict[str, Any] = {}
         self.figure = ""
+
+    def begun(self, views: int) -> GaussianSplatting:
+        """The model, without Gaussians; so many images have corrections of their own."""
+        assert isinstance(self.config.model, GaussianSplattingConfig)
+        return GaussianSplatting(self.config.model, views)
 
     def place_first(self) -> None:
         """Gaussians at the points that came with the images, or anywhere in the scene's box."""
@@ -95,7 +100,12 @@ class SplatTraining:
             share, colors = torch.rand(2, model.begin_count, 3, generator=generator)
             points = low + share * (high - low)
         first = begin(points, colors, model.begin_opacity, model.degree, model.begin_scale)
+        first |= self.more_of(len(points))
         self.gaussians.apply_edit(Edit(torch.zeros(0, dtype=torch.long), first))
+
+    def more_of(self, n: int) -> Fields:
+        """What else n Gaussians have at the beginning."""
+        return {}
 
     def rates(self) -> torch.optim.Adam:
         """Adam with the paper's groups; a batch of B images takes sqrt(B) times as large steps."""
@@ -115,31 +125,36 @@ class SplatTraining:
             for name, rate in extra.items()
             if rate
         ]
+        groups += self.more_rates()
         for group in groups:
             group["peak"] = group["lr"]
         optimiser = torch.optim.Adam(groups, betas=(0.9, 0.999), eps=1e-15)
         for group in groups:  # zeros, so that there is something to load into
-            (parameter,) = group["params"]
-            optimiser.state[parameter] = {
-                "step": torch.zeros(()),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+            for parameter in group["params"]:
+                optimiser.state[parameter] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
         return optimiser
+
+    def more_rates(self) -> list[dict[str, Any]]:
+        """Groups of parameters that others have."""
+        return []
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
         recipe, images = self.recipe, self.on_device(batch["images"])
         _, height, width, _ = images.shape
-        falling = lr_scale(self.config.optim, self.count, self.steps)
+        falling = self.falling
         for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * (falling if group["name"] in FALLING else 1.0)
+            group["lr"] = self.rate_of(group, falling)
         absolute = recipe.density == Density.absolute
         probe = torch.zeros(len(images), self.gaussians.count, 2, device=self.device)
         views = self.on_device(batch["rows"]) if len(self.model.twists) else None
         seen = self.model(
             self.on_device(batch["viewmats"]), self.on_device(batch["Ks"]), width, height,
             background=self.background, degree=self.degree, views=views,
-            probe=probe.requires_grad_() if absolute else None,
+            probe=probe.requires_grad_() if absolute else None, time=self.time(batch),
         )  # fmt: skip
         seen.projected.centers.retain_grad()
         color = self.model.exposed(seen.color, views)
@@ -150,6 +165,7 @@ class SplatTraining:
             loss = loss + recipe.opacity_weight * fields["opacities"].sigmoid().mean()
         if recipe.scale_weight:
             loss = loss + recipe.scale_weight * fields["scales"].exp().mean()
+        loss = loss + self.penalty(fields)
         loss.backward()
         pulled = probe.grad if absolute else seen.projected.centers.grad
         assert pulled is not None
@@ -158,15 +174,41 @@ class SplatTraining:
         self.optimiser.zero_grad(set_to_none=True)
         self.count += 1
         self.refine()
+        self.after()
         return {"train/loss": loss.detach(), "train/gaussians": float(self.gaussians.count),
                 "train/pairs": float(seen.pairs), "opt/lr": falling}  # fmt: skip
+
+    def time(self, batch: dict[str, np.ndarray]) -> float | None:
+        """Of the images; None where nothing moves."""
+        return None
+
+    def penalty(self, fields: Fields) -> Tensor | float:
+        """What the loss has besides."""
+        return 0.0
+
+    def after(self) -> None:
+        """What a step ends with."""
+
+    def rate_of(self, group: dict[str, Any], falling: float) -> float:
+        """Learning rate of a group in the step in hand."""
+        return group["peak"] * (falling if group["name"] in FALLING else 1.0)
+
+    @property
+    def falling(self) -> float:
+        """What rates are multiplied with that fall."""
+        return lr_scale(self.config.optim, self.count, self.steps)
+
+    @property
+    def share(self) -> float:
+        """Of the steps in which there may be more Gaussians."""
+        return self.count / self.steps
 
     @property
     def degree(self) -> int:
         """Of the harmonics that are looked at by now."""
         assert isinstance(self.config.model, GaussianSplattingConfig)
-        every = self.recipe.degree_every * self.steps
-        return min(self.config.model.degree, int(self.count / every) if every else 3)
+        every, degree = self.recipe.degree_every, self.config.model.degree
+        return min(degree, int(self.share / every)) if every else degree
 
     @torch.no_grad()
     def remember(self, pulled: Tensor, extents: Tensor, width: int, height: int) -> None:
@@ -180,7 +222,7 @@ class SplatTraining:
     @torch.no_grad()
     def refine(self) -> None:
         """What the step in hand asks for besides Adam's."""
-        recipe, share, n = self.recipe, self.count / self.steps, self.gaussians.count
+        recipe, share, n = self.recipe, self.share, self.gaussians.count
         if recipe.density == Density.none:
             return
         generator = torch_generator(self.config.seed, "density", self.count)
@@ -253,7 +295,7 @@ class SplatTraining:
         """The Gaussians that there are, for us and for other programs; renders beside the truth."""
         weights = {
             name: x.detach().cpu().contiguous() for name, x in self.gaussians.fields().items()
-        }
+        } | self.more_weights()
         write_model(directory, weights, self.config.model)
         splats = splats_of(weights)
         for ending in (".ply", ".spz"):
@@ -261,11 +303,15 @@ class SplatTraining:
         if self.figure:
             write_atomic(directory / "figures" / "views.svg", self.figure)
 
+    def more_weights(self) -> dict[str, Tensor]:
+        """What else is left for others to load."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "count": self.count,
             "gaussians": self.gaussians.count,
-            "model": dict(self.model.named_parameters()),
+            "model": {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())},
             "optimiser": {
                 name: self.optimiser.state[p]
                 for name, p in self.model.named_parameters()
@@ -291,12 +337,17 @@ class SplatTraining:
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_parts(config, ("gaussian_splatting",), (PosedConfig,), ", ".join(SCENES))
+    check_optimiser(config)
+
+
+def check_optimiser(config: TrainConfig) -> None:
+    """Raise UserError unless what scenes do not use is left alone."""
     optim = config.optim
     for key, only in (("name", Optimiser.adamw), ("accumulate", 1), ("ema_decay", None)):
         if getattr(optim, key) != only:
             raise UserError(
-                f"optim.{key}={getattr(optim, key)}: recipe=gaussian_splatting has an optimiser of "
-                f"its own, leave it at {only}"
+                f"optim.{key}={getattr(optim, key)}: recipe={config.recipe.name} has an optimiser "
+                f"of its own, leave it at {only}"
             )
 
 
@@ -314,6 +365,11 @@ def estimate(config: TrainConfig) -> Estimate:
     assert isinstance(config.model, GaussianSplattingConfig)
     with torch.device("meta"):
         model = GaussianSplatting(config.model)
-    count = sum(p.numel() for p in model.gaussians.parameters())
+    return estimate_of(model, config)
+
+
+def estimate_of(model: GaussianSplatting, config: TrainConfig) -> Estimate:
+    """Of a model with all the Gaussians there may be."""
+    count = sum(p.numel() for p in model.parameters())
     memory = {"weights": 4 * count, "gradients": 4 * count, "optimiser": 8 * count}
     return Estimate(count, 0.0, config.data.batch_size, SplatTraining.unit, memory)

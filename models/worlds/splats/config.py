@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from models.config import ModelConfig
@@ -54,3 +54,62 @@ class GaussianSplattingConfig(ModelConfig):
             raise ValueError(f"model.begin_scale={self.begin_scale} must be above 0")
         if self.tile not in (8, 16):
             raise ValueError(f"model.tile={self.tile} must be 8 or 16")
+
+
+class Motion(StrEnum):
+    """By what Gaussians move."""
+
+    still = "still"  # they do not
+    deformation = "deformation"  # a network of place and time
+    hexplane = "hexplane"  # a network of features of planes
+    polynomial = "polynomial"  # a polynomial each
+    tracked = "tracked"  # from one time to the next
+
+
+@dataclass
+class DynamicGaussiansConfig(GaussianSplattingConfig):
+    """A set of Gaussians that moves."""
+
+    name: str = "dynamic_gaussians"
+    "Which model: the stem of its file."
+    motion: Motion = Motion.tracked
+    "still, deformation, hexplane, polynomial or tracked."
+    width: int = 64
+    "Of the layers of the network that says where Gaussians are."
+    layers: int = 4
+    "Of that network (Deformable 3D Gaussians: 8 of width 256)."
+    frequencies: int = 6
+    "Of sines and cosines of places that it is given (10)."
+    time_frequencies: int = 4
+    "Of times (6)."
+    planes: list[int] = field(default_factory=lambda: [32, 32, 32, 12])
+    "Cells of planes along x, y, z and time (4D Gaussian Splatting: 64, 64, 64, 25)."
+    levels: list[int] = field(default_factory=lambda: [1, 2])
+    "How many times as fine planes of each level are, but in time."
+    plane_features: int = 16
+    "Of each cell (32)."
+    plane_weight: float = 1e-4
+    "In the loss, of how uneven planes of space are."
+    time_weight: float = 1e-2
+    "Of how jerky planes of time are."
+    change_weight: float = 1e-4
+    "Of how far planes of time are from 1."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("width", "layers", "plane_features"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be 1 or more")
+        for key in ("frequencies", "time_frequencies"):
+            if not 0 <= getattr(self, key) <= 16:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be from 0 to 16")
+        for key in ("plane_weight", "time_weight", "change_weight"):
+            if not getattr(self, key) >= 0:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be 0 or more")
+        if len(self.planes) != 4 or min(self.planes) < 2:
+            raise ValueError(
+                f"model.planes={list(self.planes)} must be four numbers of 2 or more: along x, y, "
+                "z and time"
+            )
+        if not self.levels or min(self.levels) < 1:
+            raise ValueError(f"model.levels={list(self.levels)} must be numbers of 1 or more")

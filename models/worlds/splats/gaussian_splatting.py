@@ -12,28 +12,40 @@ Dimensions: c cameras, n Gaussians, v images that are trained on.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kernels.splats.op import Render, rasterize
 from models.worlds.splats.config import GaussianSplattingConfig
-from models.worlds.splats.gaussians import Gaussians, activated
+from models.worlds.splats.gaussians import Fields, Gaussians, activated
 
 
 class GaussianSplatting(nn.Module):
     """Renders, with gradients to everything."""
 
-    def __init__(self, config: GaussianSplattingConfig, views: int = 0) -> None:
+    def __init__(
+        self,
+        config: GaussianSplattingConfig,
+        views: int = 0,
+        extra: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         """
         Args:
             views: images that have a pose and an exposure of their own; 0: none.
+            extra: as of `Gaussians`.
         """
         super().__init__()
         self.config = config
-        self.gaussians = Gaussians(config.capacity, config.degree)
+        self.gaussians = Gaussians(config.capacity, config.degree, extra)
         self.twists = nn.Parameter(torch.zeros(views, 6))
         self.exposures = nn.Parameter(torch.eye(3, 4).repeat(views, 1, 1))
+
+    def scene(self, time: float | None = None) -> Fields:
+        """The Gaussians as `rasterize` takes them; they are the same at all times."""
+        return activated(self.gaussians.fields())
 
     def forward(
         self,
@@ -46,6 +58,7 @@ class GaussianSplatting(nn.Module):
         degree: int | None = None,
         views: Int[Tensor, " c"] | None = None,
         probe: Float[Tensor, "c n 2"] | None = None,
+        time: float | None = None,
         impl: str = "auto",
     ) -> Render:
         """What cameras see.
@@ -54,8 +67,9 @@ class GaussianSplatting(nn.Module):
             degree: of the harmonics that are looked at; None: all.
             views: numbers of images that are trained on, whose corrections apply.
             probe: as of `rasterize`.
+            time: of what moves, from 0 to 1.
         """
-        scene = activated(self.gaussians.fields())
+        scene = self.scene(time)
         if degree is not None:
             scene["sh"] = scene["sh"][:, : (degree + 1) ** 2]
         if views is not None:

@@ -36,13 +36,19 @@ class Edit:
 class Gaussians(nn.Module):
     """Rows of parameters, the first `count` of which are Gaussians."""
 
-    def __init__(self, capacity: int, degree: int) -> None:
+    def __init__(
+        self, capacity: int, degree: int, extra: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
+        """
+        Args:
+            extra: shapes of what else each Gaussian has.
+        """
         super().__init__()
         self.capacity, self.degree, self.count = capacity, degree, 0
         k = (degree + 1) ** 2
         shapes = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "sh0": (1, 3),
                   "shN": (k - 1, 3)}  # fmt: skip
-        for name, shape in shapes.items():
+        for name, shape in (shapes | dict(extra or {})).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(capacity, *shape)))
 
     def fields(self) -> Fields:
