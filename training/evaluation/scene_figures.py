@@ -73,7 +73,7 @@ def paths_beside_truth(
     it should."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8, 2.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     above, side = figure.subplots(1, 2)
     for number, id in enumerate(np.unique(ids)):
         for paths, style in ((true, "-"), (told, ".")):
@@ -81,6 +81,6 @@ def paths_beside_truth(
             about = {"color": f"C{number}", "markersize": 3, "linewidth": 1}
             above.plot(x, y, style, **about)
             side.plot(x, z, style, **about)
-    above.set(xlabel="x", ylabel="y", aspect="equal", title="from above")
-    side.set(xlabel="x", ylabel="z", aspect="equal", title="from the side (lines: true)")
+    above.set(xlabel="x", ylabel="y", aspect="equal", title="from above (lines: true)")
+    side.set(xlabel="x", ylabel="z", aspect="equal", title="from the side")
     return svg(figure)

@@ -133,10 +133,10 @@ class Polynomial(Still):
         }
 
     def first(self, n: int) -> Fields:
-        """At rest, and there from the first time to the last."""
+        """At rest, and there about times that are spread evenly."""
         return {
             "velocities": torch.zeros(n, ORDER, 3), "spins": torch.zeros(n, 4),
-            "middles": torch.full((n,), 0.5), "lastings": torch.zeros(n),
+            "middles": torch.linspace(0, 1, n), "lastings": torch.zeros(n),
         }  # fmt: skip
 
 
