@@ -2,12 +2,14 @@
 
 The viewer is viser's (an extra: pip install "afferent[viewer]"), which sorts and draws in the
 browser; it is sent each Gaussian once, in the colour that it has from everywhere. What is seen is
-decided by the mouse: drag turns, the wheel comes nearer, the right button moves.
+decided by the mouse: drag turns, the wheel comes nearer, the right button moves. Of a run whose
+scene moves there is a time besides, which goes on by itself if it is told to.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,12 @@ import numpy as np
 from kernels.splats.harmonics import Y0
 from training import formats
 from training.errors import UserError
-from training.formats.gaussians import sigmoid
+from training.formats.gaussians import Splats, sigmoid
 
+FRAMES_PER_S = 12
+"Of what moves."
+SECONDS = 4
+"From its first time to the last."
 SCENE = "scene.ply"
 "What a run leaves."
 
@@ -30,6 +36,15 @@ def scene_of(model: str) -> Path | None:
     return path if path.suffix.lower() in formats.FORMATS else None
 
 
+def moving(file: Path) -> Callable[[float], Splats] | None:
+    """Gaussians at times, of a run's scene that moves."""
+    if file.name != SCENE or not (file.parent / "model.json").is_file():
+        return None
+    from training.moving_scenes import open_moving
+
+    return open_moving(file.parent)
+
+
 class SceneViewer:
     """A page that shows a scene. `url` is where."""
 
@@ -40,12 +55,9 @@ class SceneViewer:
             raise UserError(
                 'scenes are looked at with viser: pip install "afferent[viewer]"'
             ) from None
-        self.splats = formats.read(file)
+        self.splats, self.at = formats.read(file), moving(file)
         if not len(self.splats):
             raise UserError(f"{file} holds no Gaussians: there is nothing to be seen")
-        self.opacities = sigmoid(self.splats.opacities)[:, None].astype(np.float32)
-        self.colors = (Y0 * self.splats.sh[:, 0] + 0.5).clip(0, 1)
-        self.covariances = self.splats.covariances()
         try:
             self.server = viser.ViserServer(host=host, port=port, label=file.name, verbose=False)
         except OSError as error:
@@ -59,6 +71,12 @@ class SceneViewer:
             hint="Gaussians that are fainter are hidden",
         )  # fmt: skip
         self.faintest.on_update(lambda _: self.show())
+        if self.at:
+            self.time: Any = self.server.gui.add_slider(
+                "time", min=0.0, max=1.0, step=0.01, initial_value=0.0,
+            )  # fmt: skip
+            self.time.on_update(lambda _: self.show())
+            self.goes_on: Any = self.server.gui.add_checkbox("goes on", initial_value=True)
         self.show()
 
     def look(self) -> None:
@@ -72,16 +90,28 @@ class SceneViewer:
     def show(self) -> None:
         """Send what is not too faint, and say how long that took."""
         began = time.perf_counter()
-        there = self.opacities[:, 0] >= self.faintest.value
+        splats = self.at(self.time.value) if self.at else self.splats
+        opacities = sigmoid(splats.opacities)[:, None].astype(np.float32)
+        colors = (Y0 * splats.sh[:, 0] + 0.5).clip(0, 1)
+        there = opacities[:, 0] >= self.faintest.value
         self.server.scene.add_gaussian_splats(
-            "/scene", self.splats.means[there], self.covariances[there], self.colors[there],
-            self.opacities[there],
+            "/scene", splats.means[there], splats.covariances()[there], colors[there],
+            opacities[there],
         )  # fmt: skip
         took = 1e3 * (time.perf_counter() - began)
         self.facts.content = f"{there.sum():,} of {len(there):,} Gaussians, {took:.0f} ms to send"
 
     def run(self) -> None:
+        """Until it is interrupted."""
+        while self.at:
+            self.go_on()
+            time.sleep(1 / FRAMES_PER_S)
         self.server.sleep_forever()
+
+    def go_on(self) -> None:
+        """One frame further, if it goes on."""
+        if self.goes_on.value:
+            self.time.value = (self.time.value + 1 / (SECONDS * FRAMES_PER_S)) % 1.0
 
     def close(self) -> None:
         self.server.stop()

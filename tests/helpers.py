@@ -422,3 +422,27 @@ def as_recorded(recorded: Any, part: Any) -> Any:
         elif not item.metadata.get("free") and item.default is not dataclasses.MISSING:
             whole[item.name] = plain(item.default)
     return whole
+
+
+SMALL_MOVING = [
+    "experiment=dynamic_gaussians/tabletop",
+    "data.image_size=24",
+    "data.cameras=4",
+    "data.heldout=1",
+    "data.times=5",
+    "data.samples=1",
+    "data.things=2",
+    "model.capacity=200",
+    "model.begin_count=100",
+    "recipe.refine_every=10",
+    "report=false",
+]
+"A table with two things that move, learned in seconds."
+
+SMALL_TRACKED = [
+    *SMALL_MOVING[1:],
+    "experiment=dynamic_gaussians/tracking",
+    "data.first_steps=24",
+    "data.steps_per_time=5",
+]
+"The same, followed from one time to the next: 4 of 5 times are trained on, so 39 steps."

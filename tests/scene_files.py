@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 import struct
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from training.data.config_scenes import ColmapConfig, TabletopConfig
+from training.data.config_scenes import ColmapConfig, MovingTabletopConfig, TabletopConfig
+from training.data.moving_tabletop import MovingTabletopData
 from training.data.posed import Posed
+from training.data.posed_files import OPENGL
 from training.data.tabletop import TabletopData
 
 POINTS = np.array([[0.0, 0.1, 0.2], [-1.0, 2.0, 0.5]])
@@ -55,4 +59,27 @@ def write_colmap(folder: Path) -> Path:
     config = TabletopConfig(image_size=24, views=9, heldout=1, samples=1, things=2)
     points = np.random.default_rng(0).uniform((-1, -1, 0), (1, 1, 0.5), (100, 3))
     colmap_binary(TabletopData(config, seed=3).train, folder, points)
+    return folder
+
+
+def write_dnerf(folder: Path, made: MovingTabletopData | None = None) -> Path:
+    """A small table whose things move as D-NeRF's scenes are written."""
+    folder.mkdir(exist_ok=True)
+    if made is None:
+        small = {"image_size": 24, "cameras": 3, "heldout": 1, "times": 5, "samples": 1}
+        made = MovingTabletopData(MovingTabletopConfig(things=2, **small), seed=3)
+    focal, size = float(made.train.Ks[0, 0, 0]), made.train.images.shape[1]
+    for part, posed in (("train", made.train), ("test", made.heldout)):
+        names = [f"{part}/r_{i:03}" for i in range(len(posed.names))]
+        frames = [
+            {
+                "file_path": f"./{name}",
+                "time": float(time),
+                "transform_matrix": (np.linalg.inv(m.astype(np.float64)) @ OPENGL).tolist(),
+            }
+            for name, time, m in zip(names, posed.times, posed.viewmats, strict=True)
+        ]
+        content = {"camera_angle_x": 2 * math.atan(size / 2 / focal), "frames": frames}
+        (folder / f"transforms_{part}.json").write_text(json.dumps(content))
+        put_images(posed, folder, [f"{name}.png" for name in names])
     return folder

@@ -16,18 +16,20 @@ from tests.helpers import (
     SMALL_FORCED,
     SMALL_FROZEN,
     SMALL_IMAGES,
+    SMALL_MOVING,
     SMALL_PINFALL,
     SMALL_PUSH_T,
     SMALL_ROOM_CLIPS,
     SMALL_ROOMS,
     SMALL_TABLETOP,
+    SMALL_TRACKED,
     SMALL_WORLD,
     model_keys,
     tiny_study,
     tiny_teacher,
     write_corpus,
 )
-from tests.scene_files import write_colmap
+from tests.scene_files import write_colmap, write_dnerf
 from training.config import compose, experiments
 from training.data.config import CorpusConfig, FactsConfig
 from training.errors import RunStopped, UserError
@@ -101,6 +103,14 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
     small = []
     if name == "gaussian_splatting/tabletop":
         small = [*SMALL_TABLETOP, "recipe.agreement=true"]
+    elif name == "dynamic_gaussians/tabletop":
+        small = SMALL_MOVING
+    elif name == "dynamic_gaussians/tracking":
+        small = [*SMALL_TRACKED, "data.first_steps=1", "data.steps_per_time=1"]
+    elif name == "dynamic_gaussians/dnerf":
+        given = write_dnerf(tmp_path / "scene")
+        few = ["model.capacity=200", "model.begin_count=100", "data.downscale=1", "report=false"]
+        small = [f"experiment={name}", f"data.path={given}", *few]
     elif name == "gaussian_splatting/photos":
         given = write_colmap(tmp_path / "scene")
         few = ["model.capacity=200", "recipe.refine_every=2", "report=false"]

@@ -1,4 +1,4 @@
-"""What a scene that moves is worth: cameras and times that nobody trained on, and where things went.
+"""What a scene that moves is worth: cameras and times nobody trained on, and where things went.
 
     psnr, ssim      means over the held-out views
     moving          PSNR where pixels are not the same at all times; moving/cameras in views of

@@ -9,7 +9,7 @@ Dynamic 3D Gaussians (2023, arXiv:2308.09713), `model.motion=tracked`, time afte
 and its rivals (models/worlds/splats/motions.py), at all times at random:
 
     warm          gaussian_splatting's step, as if nothing moved
-    then          the same, of the scene at the image's time; what says where Gaussians are learns too
+    then          the same, of the scene at the image's time; what says where they are learns too
 
 What differs: no images of what is in front, and no losses of them. Rivals that were published with
 losses, rates and refinements of their own have here those of gaussian_splatting, so that what is
@@ -40,7 +40,6 @@ from training.files import write_atomic
 from training.recipes.config import check_parts
 from training.recipes.config_scenes import DynamicGaussiansRecipeConfig
 from training.recipes.gaussian_splatting import (
-    FALLING,
     SplatTraining,
     check_optimiser,
     estimate_of,

@@ -5,7 +5,7 @@
     hexplane      the same of features that six planes hold, over pairs of x, y, z, t
                   4D Gaussian Splatting (2023, arXiv:2310.08528)
     polynomial    each has a polynomial of its own, and a time about which it is there
-                  Spacetime Gaussian Feature Splatting (2023, arXiv:2312.16812), without its features
+                  Spacetime Gaussian Feature Splatting (2023, arXiv:2312.16812), its features apart
 
 (and tracked, in tracked.py). Each takes a scene as `rasterize` does and the rows that it is made
 of, and gives the scene at a time.
@@ -52,6 +52,8 @@ class Still(nn.Module):
 class Deformation(Still):
     """Offsets by a network: f(place, time) = of the mean, of the quaternion, of log scales."""
 
+    box: Float[Tensor, "2 3"]
+
     def __init__(self, config: DynamicGaussiansConfig, box: Float[Tensor, "2 3"]) -> None:
         super().__init__()
         self.place, self.time = config.frequencies, config.time_frequencies
@@ -68,6 +70,8 @@ class Deformation(Still):
 
 class HexPlane(Still):
     """Offsets by features of planes: the product over pairs of axes, levels one after the other."""
+
+    box: Float[Tensor, "2 3"]
 
     def __init__(self, config: DynamicGaussiansConfig, box: Float[Tensor, "2 3"]) -> None:
         super().__init__()
