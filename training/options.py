@@ -20,7 +20,11 @@ from models.worlds.jepa.config import (
     LeWMConfig,
     VJEPA2ACConfig,
 )
-from models.worlds.splats.config import DynamicGaussiansConfig, GaussianSplattingConfig
+from models.worlds.splats.config import (
+    DynamicGaussiansConfig,
+    GaussianSplattingConfig,
+    MroGwmConfig,
+)
 from models.worlds.video.config import (
     DiamondConfig,
     DiffusionForcingConfig,
@@ -50,6 +54,8 @@ from training.data.config_scenes import (
     DnerfConfig,
     LlffConfig,
     MovingTabletopConfig,
+    PushTableConfig,
+    PushWorldConfig,
     NerfstudioConfig,
     TabletopConfig,
 )
@@ -75,6 +81,7 @@ from training.recipes.config import (
 from training.recipes.config_scenes import (
     DynamicGaussiansRecipeConfig,
     GaussianSplattingRecipeConfig,
+    MroGwmRecipeConfig,
 )
 from training.recipes.config_video import (
     DiamondRecipeConfig,
@@ -119,6 +126,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "dream_agent": DreamAgentConfig,
         "gaussian_splatting": GaussianSplattingRecipeConfig,
         "dynamic_gaussians": DynamicGaussiansRecipeConfig,
+        "mro_gwm": MroGwmRecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -135,6 +143,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "genie": GenieConfig,
         "gaussian_splatting": GaussianSplattingConfig,
         "dynamic_gaussians": DynamicGaussiansConfig,
+        "mro_gwm": MroGwmConfig,
         "actor_critic": ActorCriticConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
@@ -162,6 +171,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "recorded_films": RecordedFilmsConfig,
         "pinfall": PinfallConfig,
         "tabletop": TabletopConfig,
+        "push_table": PushTableConfig,
+        "push_world": PushWorldConfig,
         "moving_tabletop": MovingTabletopConfig,
         "dnerf": DnerfConfig,
         "blender": BlenderConfig,

@@ -13,12 +13,14 @@ from training.data.config_scenes import (
     MovingTabletopConfig,
     NerfstudioConfig,
     PosedConfig,
+    PushTableConfig,
     TabletopConfig,
 )
 from training.data.posed import PosedData
 
 SCENES: dict[str, tuple[type[PosedConfig], str]] = {
     "tabletop": (TabletopConfig, "TabletopData"),
+    "push_table": (PushTableConfig, "PushTableData"),
     "blender": (BlenderConfig, "BlenderData"),
     "colmap": (ColmapConfig, "ColmapData"),
     "llff": (LlffConfig, "LlffData"),

@@ -52,6 +52,21 @@ class TabletopConfig(PosedConfig):
 
 
 @dataclass
+class PushTableConfig(TabletopConfig):
+    """Box, cylinder, T and pusher of PushWorld3D on their table, before anything is pushed."""
+
+    name: str = "push_table"
+    "Which data: the stem of its file."
+    things: int = 4
+    "Always four."
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.things != 4:
+            raise ValueError(f"data.things={self.things}: there are 4, leave it out")
+
+
+@dataclass
 class TimedConfig(PosedConfig):
     """Images that have a time, too."""
 
@@ -163,3 +178,28 @@ class DnerfConfig(TimedConfig, BlenderConfig):
 
     name: str = "dnerf"
     "Which data: the stem of its file."
+
+
+@dataclass
+class PushWorldConfig(DataConfig):
+    """Episodes of somebody who pushes things over a table, in MuJoCo."""
+
+    name: str = "push_world"
+    "Which data: the stem of its file."
+    batch_size: int = 128
+    "Windows per optimiser step."
+    episodes: int = 1000
+    "That are trained on."
+    heldout: int = 100
+    "Episodes that are judged by."
+    steps: int = 20
+    "Of an episode, each a tenth of a second."
+    moving: float = 0.7
+    "Share of the windows in which something moves."
+    shuffled_actions: bool = False
+    "Give windows the actions of others: a control, which must fail."
+
+    def __post_init__(self) -> None:
+        at_least(self, "data", 1, "batch_size", "episodes", "heldout")
+        at_least(self, "data", 12, "steps")
+        within(self, "data", 0.0, 1.0, "moving")

@@ -29,7 +29,7 @@ class TabletopData(PosedData[TabletopConfig]):
 
     def __init__(self, config: TabletopConfig, *, seed: int, rank: int = 0, world: int = 1) -> None:
         super().__init__(config, seed=seed, rank=rank, world=world)
-        self.scene = tabletop(numpy_rng(seed, "data/scene"), config.things)
+        self.scene = self.arranged(numpy_rng(seed, "data/scene"))
         self.background = self.scene.background
         self.train = self.doubted(self.seen("train", config.views))
         self.heldout = self.seen("heldout", config.heldout)
@@ -37,6 +37,10 @@ class TabletopData(PosedData[TabletopConfig]):
             self.darken(config.exposure_noise)
         wide = 1.1 * RADIUS
         self.box = np.array([[-wide, -wide, -0.1], [wide, wide, HEIGHT]], np.float32)
+
+    def arranged(self, rng: np.random.Generator) -> Scene:
+        """The things, on the table."""
+        return tabletop(rng, self.config.things)
 
     def seen(self, part: str, count: int) -> Posed:
         """From cameras of their own."""

@@ -159,25 +159,37 @@ def on(pose: tuple[tuple, tuple], at: tuple[float, ...]) -> tuple[float, float, 
     )
 
 
+@dataclass(frozen=True)
+class Aim:
+    """Where the pusher goes, and for how many steps more."""
+
+    place: Float[ndarray, " 2"]
+    left: int
+
+
 def pushes(
     rng: np.random.Generator, state: PushState, steps: int
 ) -> tuple[list[PushState], Float[ndarray, "t 2"]]:
     """An episode of somebody who goes for one thing after the other, from behind and through it,
     now and then anywhere."""
-    world = PushWorld(state)
-    states, actions = [state], np.zeros((steps, 2))
-    target, left = np.zeros(2), 0
+    world, states, actions, aim = PushWorld(state), [state], np.zeros((steps, 2)), None
     for t in range(steps):
-        now = states[-1]
-        if left == 0:
-            target, left = _aim(rng, now), int(rng.integers(4, 12))
-        way = target - now.pusher
-        far = np.linalg.norm(way)
-        action = way / max(far, SPEED * DT) * rng.uniform(0.6, 1.0) + rng.normal(scale=0.2, size=2)
-        actions[t] = np.clip(action, -1, 1)
-        left = 0 if far < 0.05 else left - 1
+        actions[t], aim = led_by(rng, states[-1], aim)
         states.append(world.step(actions[t]))
     return states, actions
+
+
+def led_by(
+    rng: np.random.Generator, state: PushState, aim: Aim | None
+) -> tuple[Float[ndarray, " 2"], Aim | None]:
+    """An action towards an aim, a new one if there is none, and the aim that is left."""
+    if aim is None:
+        aim = Aim(_aim(rng, state), int(rng.integers(4, 12)))
+    way = aim.place - state.pusher
+    far = float(np.linalg.norm(way))
+    action = way / max(far, SPEED * DT) * rng.uniform(0.6, 1.0) + rng.normal(scale=0.2, size=2)
+    done = far < 0.05 or aim.left == 1
+    return np.clip(action, -1, 1), None if done else Aim(aim.place, aim.left - 1)
 
 
 def _aim(rng: np.random.Generator, state: PushState) -> Float[ndarray, " 2"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from training.fields import above, at_least, within
+from training.fields import above, at_least, checkpoint, within
 from training.recipes.config import RecipeConfig
 
 
@@ -129,3 +129,46 @@ class DynamicGaussiansRecipeConfig(GaussianSplattingRecipeConfig):
         at_least(self, "recipe", 0, "neighbour_decay", "rigid_weight", "rot_weight",
                  "iso_weight")  # fmt: skip
         at_least(self, "recipe", 1, "neighbours")
+
+
+@dataclass
+class MroGwmRecipeConfig(RecipeConfig):
+    """Objects that are pushed: how they move is learned from poses, and seen by Gaussians."""
+
+    name: str = "mro_gwm"
+    "Which recipe: the stem of its file."
+    scene: str | None = checkpoint()
+    "Directory of a finished run of experiment=mro_gwm/table: the objects, as Gaussians."
+    unroll: int = 3
+    "Steps that are predicted one after the other in training."
+    ahead: int = 10
+    "Steps after which predictions are judged."
+    moved: float = 0.05
+    "Metres that an object must go within them to be judged."
+    tracked: int = 4
+    "Episodes in which poses are found from images, at the end."
+    cameras: int = 4
+    "That see them."
+    image_size: int = 64
+    "Height and width of their images, in pixels."
+    tracking_steps: int = 20
+    "Of Adam, for the poses of each image."
+    tracking_lr: float = 0.01
+    "Metres and radians of a step."
+    episodes: int = 20
+    "In which the T is pushed to a goal by plans, at the end; 0: none."
+    episode_steps: int = 30
+    "Actions of each, at most."
+    samples: int = 64
+    "Sequences of actions that are tried in each iteration of planning."
+    iterations: int = 3
+    "Of planning."
+    horizon: int = 10
+    "Actions of a plan."
+
+    def __post_init__(self) -> None:
+        at_least(self, "recipe", 1, "unroll", "ahead", "cameras", "tracking_steps",
+                 "episode_steps", "iterations", "horizon")  # fmt: skip
+        at_least(self, "recipe", 0, "moved", "tracked", "episodes")
+        at_least(self, "recipe", 12, "image_size", "samples")
+        above(self, "recipe", 0.0, "tracking_lr")

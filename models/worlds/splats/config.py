@@ -113,3 +113,34 @@ class DynamicGaussiansConfig(GaussianSplattingConfig):
             )
         if not self.levels or min(self.levels) < 1:
             raise ValueError(f"model.levels={list(self.levels)} must be numbers of 1 or more")
+
+
+@dataclass
+class MroGwmConfig(ModelConfig):
+    """A transformer over objects that are pushed."""
+
+    name: str = "mro_gwm"
+    "Which model: the stem of its file."
+    objects: int = 3
+    "That move."
+    history: int = 3
+    "Times that are seen, the present one too."
+    anchors: int = 8
+    "Points of each object, whose places are seen."
+    width: int = 128
+    "Of a token."
+    layers: int = 4
+    "Of the transformer."
+    heads: int = 4
+    "Of its attention."
+    members: int = 3
+    "Networks of the ensemble."
+
+    def __post_init__(self) -> None:
+        for key in ("objects", "history", "anchors", "width", "layers", "heads", "members"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be 1 or more")
+        if self.width % self.heads:
+            raise ValueError(
+                f"model.heads={self.heads} must divide model.width={self.width} evenly"
+            )

@@ -1,0 +1,85 @@
+"""The objects that a reconstructed table is made of, opened: Gaussians in frames of their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from models.worlds.splats.config import GaussianSplattingConfig
+from models.worlds.splats.gaussians import activated
+from models.worlds.splats.objects import ObjectScene, divided
+from training.data.config_scenes import PushTableConfig
+from training.data.push_table import PushTableData
+from training.envs.push_world import PUSHER, THINGS
+from training.errors import UserError
+from training.evaluation.scene_objects import owners
+from training.pretrained import locate, read_tensors, typed
+
+
+@dataclass(frozen=True)
+class PushScene:
+    """What PushWorld3D looks like: three things and, last, the pusher."""
+
+    scene: ObjectScene
+    background: tuple[float, float, float]
+    antialiased: bool
+    tile: int
+
+    def at(self, poses: Float[Tensor, "m 7"], pusher: Float[Tensor, " 2"]) -> dict[str, Tensor]:
+        """As `rasterize` takes it."""
+        return self.scene.at(with_pusher(poses, pusher))
+
+
+def with_pusher(
+    poses: Float[Tensor, "*b m 7"], pusher: Float[Tensor, "*b 2"]
+) -> Float[Tensor, "*b n 7"]:
+    """Poses of things, and of the pusher."""
+    rest = pusher.new_tensor([PUSHER, 1.0, 0.0, 0.0, 0.0]).expand(*pusher.shape[:-1], 5)
+    return torch.cat([poses, torch.cat([pusher, rest], dim=-1)[..., None, :]], dim=-2)
+
+
+def open_push_scene(run: str, device: torch.device | str, key: str = "recipe.scene") -> PushScene:
+    """What a run of experiment=mro_gwm/table has left; each Gaussian belongs to what it covers
+    most of in the images that it was trained on.
+
+    Raises:
+        UserError: a file is missing, damaged, or of something else.
+    """
+    directory = locate(run, key)
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"), resolve=False)
+        assert isinstance(content, dict)
+        if content["data"]["name"] != "push_table":
+            raise ValueError(f"it is of data={content['data']['name']}, not of push_table")
+        data_config = typed(PushTableConfig, content["data"])
+        seed = int(content["seed"])
+        model = typed(
+            GaussianSplattingConfig, json.loads((directory / "model.json").read_text())
+        )
+    except OSError as error:
+        raise UserError(
+            f"{key}={run}: {error.filename} is missing; name a finished run of "
+            "experiment=mro_gwm/table"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{key}={run} is no reconstructed table: {error}") from error
+    fields = read_tensors(directory / "model.safetensors", device)
+    scene = activated(fields)
+    data = PushTableData(data_config, seed=seed)
+    owner, _ = owners(scene, data.train, data.things, torch.device(device), model.tile)
+    state = data.state
+    poses, pusher = (
+        torch.from_numpy(np.float32(x)).to(device) for x in (state.poses, state.pusher)
+    )
+    whole = divided(scene, owner, with_pusher(poses, pusher))
+    if any(not len(x["means"]) for x in whole.objects):
+        raise UserError(f"{key}={run}: a thing has no Gaussian of its own; train it longer")
+    assert len(whole.objects) == THINGS + 1
+    return PushScene(whole, data.background, model.antialiased, model.tile)
