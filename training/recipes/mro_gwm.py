@@ -24,6 +24,7 @@ from torch import Tensor
 
 from models.worlds.splats.config import MroGwmConfig
 from models.worlds.splats.mro_gwm import LENGTH, MroGwm, PushHistory, carried
+from models.worlds.splats.objects import farthest
 from training.data.config_scenes import PushWorldConfig
 from training.data.push_world import PushWorldData
 from training.distributed import Processes
@@ -63,7 +64,8 @@ class MroGwmTraining:
         self.processes, model_config = processes, config.model
         self.units_per_step = data.config.batch_size
         try:
-            anchors = scene.scene.anchors(model_config.anchors)[:THINGS]
+            things = scene.scene.objects[:THINGS]
+            anchors = torch.stack([farthest(thing, model_config.anchors) for thing in things])
         except ValueError as error:
             raise UserError(f"recipe.scene={self.recipe.scene}: {error}") from error
         generator = torch_generator(config.seed, "init", device=device)

@@ -30,15 +30,6 @@ class ObjectScene:
         parts += [moved(x, pose) for x, pose in zip(self.objects, poses, strict=True)]
         return {name: torch.cat([part[name] for part in parts]) for name in self.background}
 
-    def anchors(self, count: int) -> Float[Tensor, "m a 3"]:
-        """Points of each object, far from each other: means of Gaussians that are opaque, the next
-        always the one that is furthest from all before it.
-
-        Raises:
-            ValueError: an object has fewer that are.
-        """
-        return torch.stack([farthest(x, count) for x in self.objects])
-
 
 def divided(
     scene: Fields, owner: Int[Tensor, " n"], poses: Float[Tensor, "m 7"]
@@ -59,7 +50,12 @@ def divided(
 
 
 def farthest(scene: Fields, count: int) -> Float[Tensor, "a 3"]:
-    """The first is the one that is furthest from their middle."""
+    """Points of an object, far from each other: means of Gaussians that are opaque, the first the
+    one that is furthest from their middle, the next always the one that is from all before it.
+
+    Raises:
+        ValueError: it has fewer that are.
+    """
     points = scene["means"][scene["opacities"] > 0.5]
     if len(points) < count:
         raise ValueError(f"an object has {len(points)} opaque Gaussians, and {count} are asked for")
