@@ -370,7 +370,12 @@ def look_at(scene: Path, asked: Asked) -> None:
     """A scene of Gaussians, in the browser. Raises UserError for what a scene cannot be asked."""
     if asked.terminal:
         raise UserError("terminal=true: a scene is looked at in a browser; leave it out")
-    viewer = SceneViewer(scene, asked.host, asked.port)
+    if scene.is_dir():
+        from scripts.push_viewer import PushViewer
+
+        viewer: Any = PushViewer(scene, asked.host, asked.port, asked.seed)
+    else:
+        viewer = SceneViewer(scene, asked.host, asked.port)
     print(f"looking at {scene} at {viewer.url} (Ctrl-C ends)", flush=True)
     try:
         viewer.run()

@@ -8,6 +8,7 @@ scene moves there is a time besides, which goes on by itself if it is told to.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,11 +30,23 @@ SCENE = "scene.ply"
 
 
 def scene_of(model: str) -> Path | None:
-    """The file of the scene that `model` is: one of Gaussians, or a run's; None of other runs."""
+    """What is looked at: a file of Gaussians, a run's, or, of a run that has learned to push things,
+    the run; None of other runs."""
     path = Path(model)
-    if path.is_dir():
-        return path / SCENE if (path / SCENE).is_file() else None
-    return path if path.suffix.lower() in formats.FORMATS else None
+    if not path.is_dir():
+        return path if path.suffix.lower() in formats.FORMATS else None
+    if name_of(path) == "mro_gwm":
+        return path
+    return path / SCENE if (path / SCENE).is_file() else None
+
+
+def name_of(run: Path) -> str | None:
+    """Of the model that a run has left."""
+    try:
+        content = json.loads((run / "model.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return content.get("name") if isinstance(content, dict) else None
 
 
 def moving(file: Path) -> Callable[[float], Splats] | None:
@@ -45,25 +58,40 @@ def moving(file: Path) -> Callable[[float], Splats] | None:
     return open_moving(file.parent)
 
 
+def serve(host: str, port: int, label: str) -> tuple[Any, str]:
+    """A page of viser's without anything on it, and where it is. Raises UserError."""
+    try:
+        import viser
+    except ImportError:
+        raise UserError(
+            'scenes are looked at with viser: pip install "afferent[viewer]"'
+        ) from None
+    try:
+        server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
+    except OSError as error:
+        raise UserError(f"cannot bind to {host}:{port}: {error}") from error
+    server.scene.set_up_direction("+z")
+    return server, f"http://{host}:{server.get_port()}/"
+
+
+def drawn(splats: Splats) -> dict[str, np.ndarray]:
+    """What viser draws of them: in the colour that they have from everywhere."""
+    return {
+        "centers": splats.means,
+        "covariances": splats.covariances(),
+        "rgbs": (Y0 * splats.sh[:, 0] + 0.5).clip(0, 1),
+        "opacities": sigmoid(splats.opacities)[:, None].astype(np.float32),
+    }
+
+
 class SceneViewer:
     """A page that shows a scene. `url` is where."""
 
     def __init__(self, file: Path, host: str, port: int) -> None:
-        try:
-            import viser
-        except ImportError:
-            raise UserError(
-                'scenes are looked at with viser: pip install "afferent[viewer]"'
-            ) from None
         self.splats, self.at = formats.read(file), moving(file)
         if not len(self.splats):
             raise UserError(f"{file} holds no Gaussians: there is nothing to be seen")
-        try:
-            self.server = viser.ViserServer(host=host, port=port, label=file.name, verbose=False)
-        except OSError as error:
-            raise UserError(f"cannot bind to {host}:{port}: {error}") from error
-        self.url = f"http://{host}:{self.server.get_port()}/"
-        self.server.scene.set_up_direction("+z")
+        self.server, self.url = serve(host, port, file.name)
         self.look()
         self.facts = self.server.gui.add_markdown("")
         self.faintest: Any = self.server.gui.add_slider(
@@ -91,13 +119,9 @@ class SceneViewer:
         """Send what is not too faint, and say how long that took."""
         began = time.perf_counter()
         splats = self.at(self.time.value) if self.at else self.splats
-        opacities = sigmoid(splats.opacities)[:, None].astype(np.float32)
-        colors = (Y0 * splats.sh[:, 0] + 0.5).clip(0, 1)
-        there = opacities[:, 0] >= self.faintest.value
-        self.server.scene.add_gaussian_splats(
-            "/scene", splats.means[there], splats.covariances()[there], colors[there],
-            opacities[there],
-        )  # fmt: skip
+        parts = drawn(splats)
+        there = parts["opacities"][:, 0] >= self.faintest.value
+        self.server.scene.add_gaussian_splats("/scene", **{k: x[there] for k, x in parts.items()})
         took = 1e3 * (time.perf_counter() - began)
         self.facts.content = f"{there.sum():,} of {len(there):,} Gaussians, {took:.0f} ms to send"
 

@@ -12,7 +12,7 @@ from models.worlds.splats.config import DynamicGaussiansConfig
 from models.worlds.splats.dynamic_gaussians import DynamicGaussians
 from models.worlds.splats.gaussians import Edit
 from training.errors import UserError
-from training.formats.gaussians import Splats
+from training.formats.gaussians import Splats, splats_of_scene
 from training.pretrained import read_tensors, typed
 
 MOTION = "motion."
@@ -53,10 +53,6 @@ def open_moving(run: Path) -> Callable[[float], Splats] | None:
     model.requires_grad_(False)
 
     def at(time: float) -> Splats:
-        scene = model.scene(time)
-        return Splats(
-            scene["means"].numpy(), scene["quats"].numpy(), scene["scales"].log().numpy(),
-            torch.logit(scene["opacities"], eps=1e-7).numpy(), scene["sh"].numpy(),
-        ).checked()  # fmt: skip
+        return splats_of_scene(model.scene(time))
 
     return at

@@ -15,11 +15,13 @@ from torch import Tensor
 from models.worlds.splats.config import GaussianSplattingConfig
 from models.worlds.splats.gaussians import activated
 from models.worlds.splats.objects import ObjectScene, divided
+from training import formats
 from training.data.config_scenes import PushTableConfig
 from training.data.push_table import PushTableData
-from training.envs.push_world import PUSHER, THINGS
+from training.envs.push_world import NAMES, PUSHER, THINGS
 from training.errors import UserError
 from training.evaluation.scene_objects import owners
+from training.formats.gaussians import splats_of_scene
 from training.pretrained import locate, read_tensors, typed
 
 
@@ -43,6 +45,14 @@ def with_pusher(
     """Poses of things, and of the pusher."""
     rest = pusher.new_tensor([PUSHER, 1.0, 0.0, 0.0, 0.0]).expand(*pusher.shape[:-1], 5)
     return torch.cat([poses, torch.cat([pusher, rest], dim=-1)[..., None, :]], dim=-2)
+
+
+def write_push_scene(directory: Path, scene: PushScene) -> None:
+    """A PLY of the table, and one of each object in its own frame."""
+    parts = scene.scene.background, *scene.scene.objects
+    for name, part in zip(("table", *NAMES), parts, strict=True):
+        splats = splats_of_scene({k: x.detach().cpu() for k, x in part.items()})
+        formats.write(directory / f"{name}.ply", splats)
 
 
 def open_push_scene(run: str, device: torch.device | str, key: str = "recipe.scene") -> PushScene:

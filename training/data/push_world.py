@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from training.data.config_scenes import PushWorldConfig
+from training.data.corpus import DataError
 from training.envs.push_world import placed, pushes
 from training.seeding import numpy_rng
 
@@ -30,7 +31,7 @@ class Episodes:
     "Positions and quaternions wxyz of things."
     pusher: Float32[np.ndarray, "e t 2"]
     actions: Float32[np.ndarray, "e s 2"]
-    "Of [-1, 1]; one fewer than states."
+    "No longer than 1; one fewer than states."
 
     def windows(self, rows: np.ndarray, starts: np.ndarray, length: int) -> Episodes:
         """States `length` in number from each start."""
@@ -69,7 +70,15 @@ class PushWorldData:
         """
         Args:
             length: states of a window.
+        Raises:
+            DataError: MuJoCo is not installed.
         """
+        try:
+            import mujoco  # noqa: F401
+        except ImportError:
+            raise DataError(
+                'data=push_world needs MuJoCo: pip install "afferent[physics]"'
+            ) from None
         self.config, self.seed, self.rank, self.world = config, seed, rank, world
         self.length = length
         self.train = self.made("train", config.episodes)

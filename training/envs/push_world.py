@@ -1,7 +1,7 @@
 """PushWorld3D: a ball pushes a box, a cylinder and a T over a table, with MuJoCo's contacts.
 
     world = PushWorld(rng)                        nothing touches anything
-    world.step(action)                            a tenth of a second: [-1, 1]^2, SPEED at 1
+    world.step(action)                            a tenth of a second: a velocity, SPEED at 1
     push_scene(world.state())                     what the ray tracer shows of it
 
 MuJoCo (an extra: pip install "afferent[physics]") moves things and no more: they are seen by
@@ -30,6 +30,7 @@ BAR, STEM = (0.24, 0.07, HALF), (0.07, 0.1, HALF)
 BAR_AT, STEM_AT = (0.0, 0.06, 0.0), (0.0, -0.11, 0.0)  # of the T, about its middle
 PUSHER = 0.07  # radius
 THINGS = 3
+NAMES = "box", "cylinder", "t", "pusher"
 REACHES = 0.25, 0.17, 0.27  # radii of the places they take
 TABLE, LIMIT, PLACED = 1.3, 1.0, 0.75  # radii: of the table, of where pusher and things may be
 SPEED, DT, SUBSTEPS = 0.8, 0.1, 20
@@ -93,7 +94,7 @@ class PushWorld:
         return PushState(poses, np.array(self.data.mocap_pos[0, :2]))
 
     def step(self, action: Float[ndarray, " 2"]) -> PushState:
-        """A tenth of a second of pushing. Actions beyond [-1, 1] are cut."""
+        """A tenth of a second of pushing. Actions longer than 1 are cut."""
         begun = np.array(self.data.mocap_pos[0, :2])
         towards = moved(begun, action)
         for share in np.linspace(0, 1, SUBSTEPS + 1)[1:]:
@@ -102,9 +103,15 @@ class PushWorld:
         return self.state()
 
 
+def within(action: Float[ndarray, "*n 2"]) -> Float[ndarray, "*n 2"]:
+    """No longer than 1, its direction kept."""
+    length = np.linalg.norm(action, axis=-1, keepdims=True)
+    return action / np.maximum(length, 1.0)
+
+
 def moved(pusher: Float[ndarray, "*n 2"], action: Float[ndarray, "*n 2"]) -> Float[ndarray, "*n 2"]:
     """Where the pusher is after an action."""
-    towards = pusher + SPEED * DT * np.clip(action, -1, 1)
+    towards = pusher + SPEED * DT * within(action)
     far = np.linalg.norm(towards, axis=-1, keepdims=True)
     return towards * np.minimum(1, LIMIT / np.maximum(far, 1e-9))
 
@@ -189,7 +196,7 @@ def led_by(
     far = float(np.linalg.norm(way))
     action = way / max(far, SPEED * DT) * rng.uniform(0.6, 1.0) + rng.normal(scale=0.2, size=2)
     done = far < 0.05 or aim.left == 1
-    return np.clip(action, -1, 1), None if done else Aim(aim.place, aim.left - 1)
+    return within(action), None if done else Aim(aim.place, aim.left - 1)
 
 
 def _aim(rng: np.random.Generator, state: PushState) -> Float[ndarray, " 2"]:

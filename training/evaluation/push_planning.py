@@ -9,7 +9,6 @@ whoever made the episodes that are learned from, who goes for things.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,15 +19,13 @@ from numpy import ndarray
 from torch import Tensor
 
 from models.worlds.planners import CEM
-from models.worlds.splats.mro_gwm import MroGwm, PushHistory, carried
-from training.envs.push_world import PLACED, THINGS, PushState, PushWorld, led_by, placed
+from models.worlds.splats.mro_gwm import MroGwm, PushHistory
+from training.envs.push_goals import NEAR, T, apart, drawn
+from training.envs.push_world import PushState, PushWorld, led_by
 from training.evaluation.pushing import led
 from training.recipes.config_scenes import MroGwmRecipeConfig
 from training.seeding import numpy_rng, torch_generator
 
-T = THINGS - 1  # which thing
-NEAR = 0.1
-LEAST, MOST, TURN = 0.25, 0.5, 0.6  # metres away, radians
 CLOSER = 0.1  # what a metre between pusher and T costs, next to one between the T and its goal
 HELD = 5  # steps of an action at random
 
@@ -63,22 +60,6 @@ def planned(
     return found, left
 
 
-def drawn(rng: np.random.Generator) -> tuple[PushState, Float[ndarray, " 7"]]:
-    """Where things stand, and where the T should be."""
-    while True:
-        state = placed(rng)
-        angle, far = rng.uniform(0, 2 * math.pi), rng.uniform(LEAST, MOST)
-        place = state.poses[T, :2] + far * np.array([math.cos(angle), math.sin(angle)])
-        if np.linalg.norm(place) < PLACED:
-            break
-    goal = state.poses[T].copy()
-    goal[:2] = place
-    half = rng.uniform(-TURN, TURN) / 2
-    w, _, _, z = goal[3:]
-    goal[3:] = math.cos(half) * w - math.sin(half) * z, 0, 0, math.cos(half) * z + math.sin(half) * w
-    return state, goal
-
-
 def carried_out(
     policy: Policy, starts: list[PushState], goals: Float[Tensor, "e 7"],
     anchors: Float[Tensor, "m a 3"], steps: int,
@@ -99,21 +80,13 @@ def carried_out(
     return np.stack(distances, axis=1)
 
 
-def apart(
-    poses: Float[Tensor, "*b 7"], goals: Float[Tensor, "*b 7"], anchors: Float[Tensor, "m a 3"]
-) -> Float[Tensor, "*b"]:
-    """Mean distance of the T's points."""
-    points = anchors[T:]
-    a, b = (carried(points, x[..., None, :]) for x in (poses, goals))
-    return (a - b).norm(dim=-1).mean((-1, -2))
-
-
 def planner(
     model: MroGwm, goals: Float[Tensor, "e 7"], recipe: MroGwmRecipeConfig, seed: int
 ) -> Policy:
     """CEM in the model, which plans anew at every step from where it was."""
     cem = CEM(samples=recipe.samples, elites=max(2, recipe.samples // 8), std=0.8,
-              iterations=recipe.iterations, least_std=0.2, holds=(1, 3, 5), fresh=0.25)  # fmt: skip
+              iterations=recipe.iterations, least_std=0.2, max_norm=1.0, holds=(1, 3, 5),
+              fresh=0.25)  # fmt: skip
     generator = torch_generator(seed, "eval/cem", device=goals.device)
     mean = torch.zeros(len(goals), recipe.horizon, 2, device=goals.device)
 
@@ -123,7 +96,7 @@ def planner(
         with torch.no_grad():
             plan = cem(lambda actions: cost(model, seen, actions, goals), mean, generator)
         mean = torch.cat([plan.actions[:, 1:], plan.actions[:, -1:]], dim=1)
-        return plan.actions[:, 0].clamp(-1, 1).cpu().numpy()
+        return plan.actions[:, 0].cpu().numpy()
 
     return act
 
@@ -135,7 +108,7 @@ def cost(
     """Mean over time and members of how far the T is from its goal, and how far from the pusher."""
     e, k = actions.shape[:2]
     wide = PushHistory(seen.poses.repeat_interleave(k, 0), seen.pusher.repeat_interleave(k, 0))
-    flat = actions.flatten(0, 1).clamp(-1, 1)
+    flat = actions.flatten(0, 1)
     pusher = led(wide.pusher[:, -1], flat)
     goal = goals.repeat_interleave(k, 0)[:, None]
     total = torch.zeros(e * k, device=goals.device)

@@ -90,6 +90,14 @@ def splats_of(fields: Mapping[str, Any]) -> Splats:
     return Splats(x["means"], x["quats"], x["scales"], x["opacities"], sh).checked()
 
 
+def splats_of_scene(scene: Mapping[str, Any]) -> Splats:
+    """Of tensors as `rasterize` takes them: scales, opacities from 0 to 1, harmonics."""
+    x = {name: np.asarray(values, np.float32) for name, values in scene.items()}
+    covered = np.clip(x["opacities"], 1e-7, 1 - 1e-7)
+    logits = np.log(covered / (1 - covered))
+    return Splats(x["means"], x["quats"], np.log(x["scales"]), logits, x["sh"]).checked()
+
+
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(x, -80, 80)))
 

@@ -36,7 +36,7 @@ from training.evaluation.push_tracking import watched
 from training.evaluation.pushing import open_loop
 from training.exchange import write_model
 from training.files import write_atomic
-from training.object_scenes import PushScene, open_push_scene
+from training.object_scenes import PushScene, open_push_scene, write_push_scene
 from training.recipes.config import check_parts
 from training.recipes.config_scenes import MroGwmRecipeConfig
 from training.schema import TrainConfig
@@ -110,6 +110,7 @@ class MroGwmTraining:
         weights = self.trainer.full_weights() | {"anchors": self.model.anchors.cpu()}
         if self.processes.is_main:
             write_model(directory, weights, self.model.config)
+            write_push_scene(directory, self.scene)
             for name, figure in self.figures.items():
                 write_atomic(directory / "figures" / f"{name}.svg", figure)
 
