@@ -18,10 +18,11 @@ from models.worlds.splats.objects import ObjectScene, divided
 from training import formats
 from training.data.config_scenes import PushTableConfig
 from training.data.push_table import PushTableData
-from training.envs.push_world import NAMES, PUSHER, THINGS
+from training.envs.push_world import DT, NAMES, PUSHER, THINGS
 from training.errors import UserError
 from training.evaluation.scene_objects import owners
-from training.formats.gaussians import splats_of_scene
+from training.formats.gaussians import Splats, splats_of_scene
+from training.formats.gltf import Motion
 from training.pretrained import locate, read_tensors, typed
 
 
@@ -47,12 +48,28 @@ def with_pusher(
     return torch.cat([poses, torch.cat([pusher, rest], dim=-1)[..., None, :]], dim=-2)
 
 
-def write_push_scene(directory: Path, scene: PushScene) -> None:
-    """A PLY of the table, and one of each object in its own frame."""
+def parts_of(scene: PushScene) -> dict[str, Splats]:
+    """The table, and each object in its own frame, by name."""
     parts = scene.scene.background, *scene.scene.objects
-    for name, part in zip(("table", *NAMES), parts, strict=True):
-        splats = splats_of_scene({k: x.detach().cpu() for k, x in part.items()})
+    return {
+        name: splats_of_scene({k: x.detach().cpu() for k, x in part.items()})
+        for name, part in zip(("table", *NAMES), parts, strict=True)
+    }
+
+
+def write_push_scene(directory: Path, scene: PushScene) -> None:
+    """A PLY of each part."""
+    for name, splats in parts_of(scene).items():
         formats.write(directory / f"{name}.ply", splats)
+
+
+def motion_of(scene: PushScene, poses: Float[np.ndarray, "t n 7"]) -> Motion:
+    """What things do, of poses a step apart, the pusher's last; the table stays."""
+    parts = parts_of(scene)
+    stays = np.tile(np.float32([0, 0, 0, 1, 0, 0, 0]), (len(poses), 1, 1))
+    ways = np.concatenate([stays, poses], axis=1).swapaxes(0, 1)
+    times = (DT * np.arange(len(poses))).astype(np.float32)
+    return Motion(tuple(parts.values()), tuple(parts), times, ways)
 
 
 def open_push_scene(run: str, device: torch.device | str, key: str = "recipe.scene") -> PushScene:

@@ -34,7 +34,7 @@ from training.envs.ray_tracer import Scene, Solid, Views, intrinsics, render
 from training.envs.tabletop import FOCAL, cameras_around
 from training.evaluation.pushing import cut, off
 from training.evaluation.scene_figures import film_beside_truth
-from training.object_scenes import PushScene
+from training.object_scenes import PushScene, with_pusher
 from training.recipes.config_scenes import MroGwmRecipeConfig
 from training.seeding import numpy_rng
 
@@ -50,6 +50,8 @@ class Watching:
 
     metrics: dict[str, float]
     figures: dict[str, str]
+    poses: Float[Tensor, "t n 7"]
+    "Of things and pusher in the first window: found first, then told."
 
 
 @dataclass(frozen=True)
@@ -90,23 +92,23 @@ def watched(
         intrinsics(FOCAL * size, size, size).expand(recipe.cameras, 3, 3).to(device),
         size,
     )
-    each: list[dict[str, float]] = []
-    film = ""
+    each, films, ways = [], [], []
     for row in np.argsort(-pushed.max(-1))[: recipe.tracked]:
         one = windows.windows(np.array([row]), np.array([0]), h + ahead)
-        found, shown = followed(model, scene, one, cameras, recipe, rng)
+        found, film, poses = followed(model, scene, one, cameras, recipe, rng)
         each.append(found)
-        film = film or shown
+        films.append(film)
+        ways.append(with_pusher(poses, torch.from_numpy(one.pusher[0]).to(poses)))
     names = {name: [x[name] for x in each if name in x] for x in each for name in x}
     metrics = {name: float(np.mean(values)) for name, values in names.items()}
-    return Watching(metrics, {"film": film})
+    return Watching(metrics, {"film": films[0]}, ways[0])
 
 
 def followed(
     model: MroGwm, scene: PushScene, one: Episodes, cameras: Cameras, recipe: MroGwmRecipeConfig,
     rng: np.random.Generator,
-) -> tuple[dict[str, float], str]:  # fmt: skip
-    """One window: metrics, and a film."""
+) -> tuple[dict[str, float], str, Float[Tensor, "t m 7"]]:  # fmt: skip
+    """One window: metrics, a film, and poses, found and told."""
     h, device = model.config.history, cameras.Ks.device
     true, pusher, actions = (
         torch.from_numpy(x[0]).to(device) for x in (one.poses, one.pusher, one.actions)
@@ -151,7 +153,8 @@ def followed(
                      [images[h - 1]] * len(times))
     )  # fmt: skip
     shown = film_beside_truth((times + 1) / 10, *rows)
-    return {name: float(x) for name, x in found.items()}, shown
+    way = torch.cat([seen.poses[0], told])
+    return {name: float(x) for name, x in found.items()}, shown, way
 
 
 def found_in(

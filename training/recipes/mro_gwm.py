@@ -36,7 +36,8 @@ from training.evaluation.push_tracking import watched
 from training.evaluation.pushing import open_loop
 from training.exchange import write_model
 from training.files import write_atomic
-from training.object_scenes import PushScene, open_push_scene, write_push_scene
+from training.formats.gltf import serialise_moving
+from training.object_scenes import PushScene, motion_of, open_push_scene, write_push_scene
 from training.recipes.config import check_parts
 from training.recipes.config_scenes import MroGwmRecipeConfig
 from training.schema import TrainConfig
@@ -79,6 +80,7 @@ class MroGwmTraining:
         self.flops_per_step = estimate(config).flops_per_step
         self.found: dict[str, Any] = {}
         self.figures: dict[str, str] = {}
+        self.way: Tensor | None = None
 
     def step(self, batch: dict[str, np.ndarray]) -> dict[str, Tensor | float]:
         return self.trainer.update(batch, self.loss)
@@ -96,7 +98,7 @@ class MroGwmTraining:
         if final and recipe.tracked:
             watching = watched(self.model, self.scene, self.data.heldout, recipe, seed, device)
             found |= watching.metrics
-            self.figures |= watching.figures
+            self.figures, self.way = watching.figures, watching.poses
         if final and recipe.episodes:
             plans, self.found["planning"] = planned(self.model, recipe, seed, device)
             found |= plans
@@ -111,6 +113,9 @@ class MroGwmTraining:
         if self.processes.is_main:
             write_model(directory, weights, self.model.config)
             write_push_scene(directory, self.scene)
+            if self.way is not None:
+                content = serialise_moving(motion_of(self.scene, self.way.cpu().numpy()))
+                write_atomic(directory / "pushed.glb", content)
             for name, figure in self.figures.items():
                 write_atomic(directory / "figures" / f"{name}.svg", figure)
 
