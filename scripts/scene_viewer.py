@@ -30,8 +30,8 @@ SCENE = "scene.ply"
 
 
 def scene_of(model: str) -> Path | None:
-    """What is looked at: a file of Gaussians, a run's, or, of a run that has learned to push things,
-    the run; None of other runs."""
+    """What is looked at: a file of Gaussians, that of a run, or, of a run that has learned to push
+    things, the run; None of other runs."""
     path = Path(model)
     if not path.is_dir():
         return path if path.suffix.lower() in formats.FORMATS else None
@@ -63,9 +63,7 @@ def serve(host: str, port: int, label: str) -> tuple[Any, str]:
     try:
         import viser
     except ImportError:
-        raise UserError(
-            'scenes are looked at with viser: pip install "afferent[viewer]"'
-        ) from None
+        raise UserError('scenes are looked at with viser: pip install "afferent[viewer]"') from None
     try:
         server = viser.ViserServer(host=host, port=port, label=label, verbose=False)
     except OSError as error:

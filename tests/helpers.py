@@ -446,3 +446,23 @@ SMALL_TRACKED = [
     "data.steps_per_time=5",
 ]
 "The same, followed from one time to the next: 4 of 5 times are trained on, so 39 steps."
+
+SMALL_PUSHES = [
+    "experiment=mro_gwm/push_world",
+    "model.width=16",
+    "model.layers=1",
+    "model.members=2",
+    "data.episodes=12",
+    "data.heldout=4",
+    "data.batch_size=8",
+    "recipe.tracked=1",
+    "recipe.cameras=2",
+    "recipe.image_size=24",
+    "recipe.tracking_steps=3",
+    "recipe.episodes=2",
+    "recipe.episode_steps=3",
+    "recipe.samples=12",
+    "recipe.horizon=3",
+    "report=false",
+]
+"A small model of pushing, learned in seconds; recipe.scene is to be given."

@@ -87,9 +87,7 @@ def open_push_scene(run: str, device: torch.device | str, key: str = "recipe.sce
             raise ValueError(f"it is of data={content['data']['name']}, not of push_table")
         data_config = typed(PushTableConfig, content["data"])
         seed = int(content["seed"])
-        model = typed(
-            GaussianSplattingConfig, json.loads((directory / "model.json").read_text())
-        )
+        model = typed(GaussianSplattingConfig, json.loads((directory / "model.json").read_text()))
     except OSError as error:
         raise UserError(
             f"{key}={run}: {error.filename} is missing; name a finished run of "

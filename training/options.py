@@ -54,9 +54,9 @@ from training.data.config_scenes import (
     DnerfConfig,
     LlffConfig,
     MovingTabletopConfig,
+    NerfstudioConfig,
     PushTableConfig,
     PushWorldConfig,
-    NerfstudioConfig,
     TabletopConfig,
 )
 from training.data.config_worlds import (

@@ -48,9 +48,7 @@ class LearnedWorld:
         poses, pusher = (
             torch.from_numpy(np.float32(x)).to(self.device) for x in (state.poses, state.pusher)
         )
-        self.seen = PushHistory(
-            poses.expand(1, times, *poses.shape), pusher.expand(1, times, 2)
-        )
+        self.seen = PushHistory(poses.expand(1, times, *poses.shape), pusher.expand(1, times, 2))
         self.apart = 0.0
 
     @torch.no_grad()

@@ -68,7 +68,7 @@ def open_loop(
     values = {name: float(x) for name, x in found.items()}
     values["share_of_position"] = values["error"] / values["floors/position"]
     values["share_of_velocity"] = values["error"] / values["floors/velocity"]
-    values["shuffled_times"] = values["shuffled"] / values["error"]
+    values["shuffled_times"] = values["shuffled"] / max(values["error"], 1e-9)
     values["windows"] = float(counted.any(-1).sum())
     if len(model.members) > 1:
         pairs = apart[:, -1][counted].cpu().numpy(), error[counted].cpu().numpy()

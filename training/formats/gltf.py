@@ -169,7 +169,9 @@ def parse_moving(content: bytes) -> Motion:
         for channel in animation["channels"]:
             sampler, target = animation["samplers"][channel["sampler"]], channel["target"]
             if sampler.get("interpolation", "LINEAR") != "LINEAR":
-                raise ValueError(f"interpolation {sampler['interpolation']} is not known, LINEAR is")
+                raise ValueError(
+                    f"interpolation {sampler['interpolation']} is not known, LINEAR is"
+                )
             inputs.add(sampler["input"])
             tracks.setdefault(target["node"], {})[target["path"]] = _array(
                 document, blob, sampler["output"]

@@ -92,9 +92,7 @@ class MroGwmTraining:
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Ten steps from true poses; from images, and plans, at the end."""
         recipe, seed, device = self.recipe, self.config.seed, self.trainer.device
-        found = open_loop(
-            self.model, self.data.heldout, recipe.ahead, recipe.moved, seed, device
-        )
+        found = open_loop(self.model, self.data.heldout, recipe.ahead, recipe.moved, seed, device)
         if final and recipe.tracked:
             watching = watched(self.model, self.scene, self.data.heldout, recipe, seed, device)
             found |= watching.metrics

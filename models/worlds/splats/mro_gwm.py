@@ -1,4 +1,4 @@
-"""How things move when they are pushed: a transformer over objects, and Gaussians that go with them.
+"""How things move when they are pushed: a transformer over objects, whose Gaussians go with them.
 
 MRO-GWM (2026, arXiv:2606.01950; from its abstract and project page, no code is known): a scene is
 rigid objects, each a set of Gaussians in a frame of its own; from where objects and pusher were, a
@@ -46,7 +46,9 @@ class PushHistory:
     def then(self, poses: Float[Tensor, "b m 7"], pusher: Float[Tensor, "b 2"]) -> PushHistory:
         """One step later."""
         later = torch.cat([self.poses[:, 1:], poses[:, None]], dim=1)
-        return replace(self, poses=later, pusher=torch.cat([self.pusher[:, 1:], pusher[:, None]], 1))
+        return replace(
+            self, poses=later, pusher=torch.cat([self.pusher[:, 1:], pusher[:, None]], 1)
+        )
 
 
 class Member(nn.Module):

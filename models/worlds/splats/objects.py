@@ -31,9 +31,7 @@ class ObjectScene:
         return {name: torch.cat([part[name] for part in parts]) for name in self.background}
 
 
-def divided(
-    scene: Fields, owner: Int[Tensor, " n"], poses: Float[Tensor, "m 7"]
-) -> ObjectScene:
+def divided(scene: Fields, owner: Int[Tensor, " n"], poses: Float[Tensor, "m 7"]) -> ObjectScene:
     """A scene whose Gaussians belong to objects, those of the first being 1.
 
     Args:

@@ -58,9 +58,7 @@ def inverse_pose(pose: Float[Tensor, "*n 7"]) -> Float[Tensor, "*n 7"]:
     return torch.cat([place, q], dim=-1)
 
 
-def turned_harmonics(
-    sh: Float[Tensor, "n k 3"], R: Float[Tensor, "3 3"]
-) -> Float[Tensor, "n k 3"]:
+def turned_harmonics(sh: Float[Tensor, "n k 3"], R: Float[Tensor, "3 3"]) -> Float[Tensor, "n k 3"]:
     """Coefficients of colours that are turned with what they are on: c'(R d) = c(d).
 
     Of each degree, the matrix that does so for as many directions as there are harmonics and more.
@@ -69,8 +67,9 @@ def turned_harmonics(
         return sh
     degree = degree_of(sh.shape[1])
     d = DIRECTIONS.to(R)
-    before = torch.stack(harmonics(*d.unbind(-1), degree), dim=-1)  # [s k]
-    after = torch.stack(harmonics(*(d @ R.T).unbind(-1), degree), dim=-1)
+    before, after = (
+        torch.stack(harmonics(x[:, 0], x[:, 1], x[:, 2], degree), dim=-1) for x in (d, d @ R.T)
+    )  # [s k]
     parts = [sh[:, :1]]
     for n in range(1, degree + 1):
         own = slice(n * n, (n + 1) ** 2)
