@@ -179,6 +179,7 @@ def test_what_a_run_leaves_can_be_opened_and_looked_at(table: Path, tmp_path: Pa
         (["model.history=1"], "model.history=1"),
         (["model.anchors=500"], "opaque Gaussians, and 500 are asked for"),
         (["data.batch_size=1"], "data.batch_size=1 must be model.members=2"),
+        (["recipe.consulted=3"], "recipe.consulted=3 must be model.members=2"),
         (["data.steps=12", "recipe.ahead=11"], "data.steps=12"),
     ],
 )

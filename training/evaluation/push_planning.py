@@ -94,7 +94,7 @@ def planner(
         nonlocal mean
         seen = history(states, model.config.history, goals.device)
         with torch.no_grad():
-            plan = cem(lambda actions: cost(model, seen, actions, goals), mean, generator)
+            plan = cem(lambda x: cost(model, seen, x, goals, recipe.consulted), mean, generator)
         mean = torch.cat([plan.actions[:, 1:], plan.actions[:, -1:]], dim=1)
         return plan.actions[:, 0].cpu().numpy()
 
@@ -103,21 +103,21 @@ def planner(
 
 def cost(
     model: MroGwm, seen: PushHistory, actions: Float[Tensor, "e k h 2"],
-    goals: Float[Tensor, "e 7"],
+    goals: Float[Tensor, "e 7"], members: int,
 ) -> Float[Tensor, "e k"]:  # fmt: skip
-    """Mean over time and members of how far the T is from its goal, and how far from the pusher."""
+    """Mean over time and so many members of how far the T is from its goal, and how far from the pusher."""
     e, k = actions.shape[:2]
     wide = PushHistory(seen.poses.repeat_interleave(k, 0), seen.pusher.repeat_interleave(k, 0))
     flat = actions.flatten(0, 1)
     pusher = led(wide.pusher[:, -1], flat)
     goal = goals.repeat_interleave(k, 0)[:, None]
     total = torch.zeros(e * k, device=goals.device)
-    for member in range(len(model.members)):
+    for member in range(members):
         told = model.rollout(member, wide, flat, pusher)[:, :, T]
         away = apart(told, goal.expand_as(told), model.anchors)
         near = (told[..., :2] - pusher).norm(dim=-1)
         total += (away + CLOSER * near).mean(1) + away[:, -1]
-    return total.view(e, k) / len(model.members)
+    return total.view(e, k) / members
 
 
 def history(states: list[list[PushState]], times: int, device: torch.device) -> PushHistory:

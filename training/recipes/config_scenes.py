@@ -165,10 +165,12 @@ class MroGwmRecipeConfig(RecipeConfig):
     "Of planning."
     horizon: int = 10
     "Actions of a plan."
+    consulted: int = 1
+    "Members of the ensemble that plans are tried in."
 
     def __post_init__(self) -> None:
         at_least(self, "recipe", 1, "unroll", "ahead", "cameras", "tracking_steps",
-                 "episode_steps", "iterations", "horizon")  # fmt: skip
+                 "episode_steps", "iterations", "horizon", "consulted")  # fmt: skip
         at_least(self, "recipe", 0, "moved", "tracked", "episodes")
         at_least(self, "recipe", 12, "image_size", "samples")
         above(self, "recipe", 0.0, "tracking_lr")

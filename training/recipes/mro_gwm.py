@@ -150,6 +150,10 @@ def check(config: TrainConfig) -> None:
             f"data.batch_size={data.batch_size} must be model.members={model.members} or more: "
             "each has windows of its own"
         )
+    if recipe.consulted > model.members:
+        raise UserError(
+            f"recipe.consulted={recipe.consulted} must be model.members={model.members} or fewer"
+        )
     needed = model.history + max(recipe.unroll, recipe.ahead)
     if data.steps + 1 < needed:
         raise UserError(
