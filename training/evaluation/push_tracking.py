@@ -7,7 +7,7 @@ each begun where the one before leads. Then the model goes on alone, and at the 
     found       metres between poses found in images and true ones, mean over things and times;
                 said: before the first image
     seen/error  metres off after `ahead` steps of things that went further than a threshold; seen/
-                stayed: of those if they had stayed where they were found
+                stayed: of those if they had stayed where they were found, share: of this
     psnr        of renders of the last state, where images changed; copied: of the images that were
                 seen last
     hidden      metres off of a thing that nobody saw for HIDDEN steps, as a lid was over it, when
@@ -101,6 +101,8 @@ def watched(
         ways.append(with_pusher(poses, torch.from_numpy(one.pusher[0]).to(poses)))
     names = {name: [x[name] for x in each if name in x] for x in each for name in x}
     metrics = {name: float(np.mean(values)) for name, values in names.items()}
+    if "seen/error" in metrics:
+        metrics["seen/share"] = metrics["seen/error"] / metrics["seen/stayed"]
     return Watching(metrics, {"film": films[0]}, ways[0])
 
 
@@ -133,12 +135,13 @@ def followed(
     found = {
         "found": off(torch.stack(poses), true[:h]).mean(),
         "found/said": off(said, true[0]).mean(),
-        "seen/error": off(told[-1], true[-1])[far].mean(),
-        "seen/stayed": off(poses[-1], true[-1])[far].mean(),
         "psnr": decibels(drawn[-1], images[-1], changed),
         "psnr/copied": decibels(images[h - 1], images[-1], changed),
         "revisited": (again[0] == again[1]).float().mean(),
     }
+    if far.any():
+        found["seen/error"] = off(told[-1], true[-1])[far].mean()
+        found["seen/stayed"] = off(poses[-1], true[-1])[far].mean()
     hidden = int(off(true[h - 1 + HIDDEN], true[h - 1]).argmax())
     lids = [cameras.trace(under_lid(state, hidden)) for state in states[h : h + HIDDEN]]
     found |= {
