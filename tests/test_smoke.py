@@ -19,6 +19,7 @@ from tests.helpers import (
     SMALL_MOVING,
     SMALL_PINFALL,
     SMALL_PUSH_T,
+    SMALL_PUSHES,
     SMALL_ROOM_CLIPS,
     SMALL_ROOMS,
     SMALL_TABLETOP,
@@ -29,6 +30,7 @@ from tests.helpers import (
     tiny_teacher,
     write_corpus,
 )
+from tests.push_files import write_table
 from tests.scene_files import write_colmap, write_dnerf
 from training.config import compose, experiments
 from training.data.config import CorpusConfig, FactsConfig
@@ -107,6 +109,10 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         small = SMALL_MOVING
     elif name == "dynamic_gaussians/tracking":
         small = [*SMALL_TRACKED, "data.first_steps=1", "data.steps_per_time=1"]
+    elif name == "mro_gwm/table":
+        small = [f"experiment={name}", *(w for w in SMALL_TABLETOP[1:] if "things" not in w)]
+    elif name == "mro_gwm/push_world":
+        small = [*SMALL_PUSHES, f"recipe.scene={write_table(tmp_path / 'table')}"]
     elif name == "dynamic_gaussians/dnerf":
         given = write_dnerf(tmp_path / "scene")
         few = ["model.capacity=200", "model.begin_count=100", "data.downscale=1", "report=false"]
