@@ -94,3 +94,36 @@ def test_what_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
         SceneViewer(tmp_path / "empty.ply", "127.0.0.1", 0)
     with pytest.raises(UserError, match="in a browser"):
         play.look_at(tmp_path / "empty.ply", play.Asked(model="x", terminal=True))
+
+
+def test_a_scene_that_moves_goes_on_until_it_is_told_not_to(tmp_path: Path) -> None:
+    import torch
+
+    from models.worlds.splats.config import DynamicGaussiansConfig, Motion
+    from models.worlds.splats.dynamic_gaussians import DynamicGaussians
+    from models.worlds.splats.gaussians import begin
+    from training.exchange import write_model
+
+    config = DynamicGaussiansConfig(
+        motion=Motion.polynomial, capacity=2, begin_count=2, degree=0, begin_opacity=0.5
+    )
+    rows = DynamicGaussians(config).motion.first(2)
+    rows["velocities"][:, 0, 0] = 2.0
+    weights = begin(torch.tensor([[0.0, 0, 0], [0, 1, 0]]), torch.rand(2, 3), 0.5, 0) | rows
+    write_model(tmp_path, weights, config)
+    formats.write(tmp_path / "scene.ply", two())
+    viewer = SceneViewer(tmp_path / "scene.ply", "127.0.0.1", 0)
+    try:
+        assert viewer.at is not None
+        early, late = viewer.at(0.0).means, viewer.at(1.0).means
+        np.testing.assert_allclose(late[:, 0] - early[:, 0], 2.0, atol=1e-5)
+        viewer.go_on()
+        assert viewer.time.value == pytest.approx(1 / 48)
+        viewer.goes_on.value = False
+        viewer.go_on()
+        assert viewer.time.value == pytest.approx(1 / 48)
+        viewer.time.value, viewer.goes_on.value = 0.99, True
+        viewer.go_on()
+        assert viewer.time.value < 0.05, "from the last time on to the first"
+    finally:
+        viewer.close()
