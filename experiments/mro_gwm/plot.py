@@ -11,7 +11,7 @@ from training.files import write_atomic
 ERRORS = {
     "told": ("pushes", "eval/error"),
     "told, other actions": ("pushes", "eval/shuffled"),
-    "learned from others'": ("confused", "eval/error"),
+    "learned from other pushers": ("confused", "eval/error"),
     "goes on": ("pushes", "eval/floors/velocity"),
     "stays": ("pushes", "eval/floors/position"),
 }

@@ -157,13 +157,16 @@ def test_as_many_windows_as_configured_have_something_that_moves(data: PushWorld
     assert share(dataclasses.replace(SMALL, moving=0.0)) == 0.0
 
 
-def test_actions_of_others_come_from_the_same_windows(data: PushWorldData) -> None:
+def test_pushers_of_others_come_with_their_actions_from_the_same_windows(
+    data: PushWorldData,
+) -> None:
     made = PushWorldData.__new__(PushWorldData)
-    confused = dataclasses.replace(SMALL, shuffled_actions=True)
+    confused = dataclasses.replace(SMALL, shuffled_pushers=True)
     made.__dict__.update(data.__dict__ | {"config": confused})
     right, wrong = data.batch(1), made.batch(1)
     assert np.array_equal(right["poses"], wrong["poses"])
-    a, b = (x["actions"].reshape(40, -1) for x in (right, wrong))
+    a, b = (np.concatenate([x["actions"], x["pusher"]], axis=1).reshape(40, -1)
+            for x in (right, wrong))  # fmt: skip
     assert not np.array_equal(a, b) and sorted(map(tuple, a)) == sorted(map(tuple, b))
 
 

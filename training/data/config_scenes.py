@@ -196,8 +196,8 @@ class PushWorldConfig(DataConfig):
     "Of an episode, each a tenth of a second."
     moving: float = 0.7
     "Share of the windows in which something moves."
-    shuffled_actions: bool = False
-    "Give windows the actions of others: a control, which must fail."
+    shuffled_pushers: bool = False
+    "Give windows the pusher of others, and what it did: a control, which must fail."
 
     def __post_init__(self) -> None:
         at_least(self, "data", 1, "batch_size", "episodes", "heldout")

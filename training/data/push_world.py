@@ -117,12 +117,10 @@ class PushWorldData:
             chosen[wanted] = there[rng.integers(len(there), size=int(wanted.sum()))]
         windows = self.train.windows(chosen[:, 0], chosen[:, 1], self.length)
         windows = windows.turned(rng.uniform(0, 2 * math.pi, size))
-        actions = rng.permutation(windows.actions)
-        if not self.config.shuffled_actions:
-            actions = windows.actions
+        whose = rng.permutation(size) if self.config.shuffled_pushers else np.arange(size)
         mine = slice(self.rank, None, self.world)
-        return {"poses": windows.poses[mine], "pusher": windows.pusher[mine],
-                "actions": actions[mine]}  # fmt: skip
+        return {"poses": windows.poses[mine], "pusher": windows.pusher[whose][mine],
+                "actions": windows.actions[whose][mine]}  # fmt: skip
 
     def ids(self, step: int) -> list[str]:
         return [f"windows of step {step}"]
