@@ -105,7 +105,7 @@ def cost(
     model: MroGwm, seen: PushHistory, actions: Float[Tensor, "e k h 2"],
     goals: Float[Tensor, "e 7"], members: int,
 ) -> Float[Tensor, "e k"]:  # fmt: skip
-    """Mean over time and so many members of how far the T is from its goal, and how far from the pusher."""
+    """Mean over time and so many members of how far the T is from its goal, and from the pusher."""
     e, k = actions.shape[:2]
     wide = PushHistory(seen.poses.repeat_interleave(k, 0), seen.pusher.repeat_interleave(k, 0))
     flat = actions.flatten(0, 1)
