@@ -12,14 +12,14 @@ import torch
 
 from models.worlds.splats.config import MroGwmConfig
 from models.worlds.splats.mro_gwm import MroGwm
-from scripts.push_viewer import PushViewer, open_push_model
+from scripts.push_viewer import PushViewer
 from scripts.scene_viewer import scene_of
 from tests.browser import CHROME, Browser
 from tests.push_files import write_table
 from training.envs.push_world import DT, SPEED
 from training.errors import UserError
 from training.exchange import write_model
-from training.object_scenes import open_push_scene, write_push_scene
+from training.object_scenes import open_push_model, open_push_scene, write_push_scene
 
 SOFTWARE = "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=900,700"
 
