@@ -83,13 +83,13 @@ def test_a_browser_shows_things_that_move(viewer, tmp_path: Path) -> None:
 
     try:
         browser.until(lambda: orange()[1] > 30, 60)
-        assert "Drag the handle" in browser.read("document.body.innerText")
+        browser.until(lambda: "Drag the handle" in browser.read("document.body.innerText"), 60)
         before = orange()[0]
         viewer.handle.position = (*(viewer.state.pusher * 0.4), 0.0)
         for _ in range(8):
             viewer.step()
         browser.until(lambda: abs(orange()[0] - before) > 5, 60)
-        browser.until(lambda: "cm apart" in browser.read("document.body.innerText"))
+        browser.until(lambda: "cm apart" in browser.read("document.body.innerText"), 60)
     finally:
         browser.close()
 
