@@ -16,5 +16,6 @@ Nothing here runs without a GPU except the checks: a CPU's time is not a kernel'
 
 SUITES = (
     "attention", "decode", "cascade", "append", "compaction", "loss", "fast_weights", "sigreg",
+    "splats",
 )  # fmt: skip
 "Each a module of `suites`, in the order in which they are run."

@@ -83,7 +83,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio that is asked for: of two entries' times, or to a ceiling of this machine."""
+    """A ratio that is asked for: of two entries' times, to a ceiling of this machine, or of a time
+    that is allowed and that of an entry."""
 
     name: str
     at_least: float
@@ -92,11 +93,13 @@ class Target:
     "A peer: time of `over` / time of `entry`; `tutorial`: the fastest of `tutorial ...`."
     ceiling: str = ""
     "copy, matmul or host: the entry's rate / that of the ceiling."
+    ms: float | None = None
+    "Milliseconds that are allowed, of this machine."
     stretch: float | None = None
 
     def __post_init__(self) -> None:
-        if bool(self.over) == bool(self.ceiling):
-            raise ValueError(f"target {self.name!r} needs either `over` or `ceiling`")
+        if bool(self.over) + bool(self.ceiling) + (self.ms is not None) != 1:
+            raise ValueError(f"target {self.name!r} needs one of `over`, `ceiling` and `ms`")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ COLOURS = {
     "loss": "#56B4E9",
     "fast_weights": "#F0E442",
     "sigreg": "#000000",
+    "splats": "#999999",
 }
 "By suite: Okabe and Ito's palette, which colour-blind readers can tell apart."
 

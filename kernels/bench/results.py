@@ -105,6 +105,8 @@ def value(row: Row, target: Mapping[str, Any], ceilings: Mapping[str, Any]) -> f
     ours = timed(row).get(target["entry"])
     if ours is None:
         return None
+    if target["ms"] is not None:
+        return target["ms"] / ours["ms"]["p50"]
     if target["ceiling"]:
         return share(row, ours, target["ceiling"], ceilings)
     peer = fastest(row, target["over"])
@@ -118,6 +120,7 @@ def judged(row: Row, target: Target, ceilings: Mapping[str, Any]) -> dict[str, A
         "entry": target.entry,
         "over": target.over,
         "ceiling": target.ceiling,
+        "ms": target.ms,
         "at_least": target.at_least,
         "stretch": target.stretch,
     }

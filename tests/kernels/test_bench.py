@@ -79,7 +79,7 @@ def test_targets_name_entries_that_there_are(suite: str) -> None:
         for target in case.targets:
             assert target.entry in names, f"{case.id}: {target}"
             over = [n for n in names if n == target.over or n.startswith(f"{target.over} ")]
-            assert target.ceiling or over, f"{case.id}: {target}"
+            assert target.ceiling or target.ms or over, f"{case.id}: {target}"
 
 
 @pytest.mark.parametrize("arch", [80, 90, 100])
@@ -112,6 +112,7 @@ def test_every_target_of_the_issue_is_asked_for() -> None:
         ("append", 0.75),
         ("gather", 0.7),
         ("swap", 0.85),
+        ("forward", 1.0),
     }
 
 
@@ -461,9 +462,17 @@ def test_a_name_is_itself_before_it_is_a_family() -> None:
     assert results.judged(row, again, CEILINGS)["value"] == pytest.approx(2.0 / 1.9)
 
 
+def test_a_time_that_is_allowed_is_met_by_a_shorter_one() -> None:
+    row = measured(entry("triton", 4.0))
+    for allowed in (5.0, 3.0):
+        judged = results.judged(row, Target("t", 1.0, ms=allowed), CEILINGS)
+        assert judged["value"] == pytest.approx(allowed / 4.0)
+        assert judged["met"] == (allowed == 5.0)
+
+
 def test_a_target_has_one_side_to_be_compared_with() -> None:
-    for sides in ({}, {"over": "flex", "ceiling": "copy"}):
-        with pytest.raises(ValueError, match="either `over` or `ceiling`"):
+    for sides in ({}, {"over": "flex", "ceiling": "copy"}, {"ceiling": "copy", "ms": 1.0}):
+        with pytest.raises(ValueError, match="one of `over`, `ceiling` and `ms`"):
             Target("t", 1.0, **sides)
 
 
