@@ -128,11 +128,11 @@ class SplatTraining:
         groups += self.more_rates()
         for group in groups:
             group["peak"] = group["lr"]
-        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.999), eps=1e-15)
+        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.999), eps=1e-15, fused=True)
         for group in groups:  # zeros, so that there is something to load into
             for parameter in group["params"]:
                 optimiser.state[parameter] = {
-                    "step": torch.zeros(()),
+                    "step": torch.zeros((), device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
