@@ -96,6 +96,8 @@ def open_push_scene(run: str, device: torch.device | str, key: str = "recipe.sce
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{key}={run} is no reconstructed table: {error}") from error
     fields = read_tensors(directory / "model.safetensors", device)
+    if missing := {"means", "quats", "scales", "opacities", "sh0", "shN"} - fields.keys():
+        raise UserError(f"{key}={run}: its weights lack {', '.join(sorted(missing))}")
     scene = activated(fields)
     data = PushTableData(data_config, seed=seed)
     owner, _ = owners(scene, data.train, data.things, torch.device(device), model.tile)

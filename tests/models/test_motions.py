@@ -256,7 +256,8 @@ def test_where_gaussians_go_is_learned_from_images_and_holds_between_their_times
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("planes", [3, 3, 3]), ("planes", [1, 3, 3, 3]), ("levels", []), ("levels", [0]),
+    [("planes", [3, 3, 3]), ("planes", [1, 3, 3, 3]), ("planes", [3, 3, 3, 2]),
+     ("levels", []), ("levels", [0]),
      ("width", 0), ("frequencies", 17), ("time_weight", -1.0)],
 )  # fmt: skip
 def test_a_configuration_that_makes_no_motion_is_refused(key: str, value) -> None:

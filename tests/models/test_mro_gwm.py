@@ -71,6 +71,15 @@ def test_harmonics_are_turned_with_what_they_are_on() -> None:
     torch.testing.assert_close(told, torch.einsum("sk,nkc->nsc", basis, sh), atol=1e-4, rtol=1e-4)
 
 
+def test_gradients_of_turned_colours_reach_the_turn() -> None:
+    sh, q = torch.randn(3, 9, 3, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    q.requires_grad_()
+    weights = torch.randn(3, 9, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda q: (turned_harmonics(sh, rotations(q)) * weights).sum(), q, atol=1e-4
+    )
+
+
 def test_a_pose_and_its_inverse_are_nothing() -> None:
     one, pose = scene(6, 1), poses(1)[0]
     back = moved(moved(one, pose), inverse_pose(pose))
@@ -101,6 +110,16 @@ def test_anchors_are_far_from_each_other_and_opaque() -> None:
     assert F.pdist(chosen).min() >= apart.min(0).values.max() - 1e-6  # none is further from all
     with pytest.raises(ValueError, match="3 opaque Gaussians, and 8"):
         farthest({name: x[197:] for name, x in one.items()}, 8)
+
+
+def test_places_are_as_exact_where_numbers_are_cast() -> None:
+    points, at = torch.randn(3, 8, 3), poses(5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = carried(points, at)
+    assert torch.equal(cast, carried(points, at))
+    R = rotations(at[..., 3:])
+    expected = torch.einsum("bmij,maj->bmai", R, points) + at[..., None, :3]
+    torch.testing.assert_close(cast, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_table_is_the_same_everywhere() -> None:

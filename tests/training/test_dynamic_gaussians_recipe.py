@@ -144,7 +144,11 @@ def test_what_a_run_leaves_is_the_scene_at_all_times(kind: str, tmp_path: Path) 
         np.testing.assert_allclose(splats.means, scene["means"].detach().numpy(), atol=1e-6)
         opacities = 1 / (1 + np.exp(-splats.opacities))
         np.testing.assert_allclose(opacities, scene["opacities"].detach().numpy(), atol=1e-5)
-    assert len(formats.read(tmp_path / "scene.ply")) == made.gaussians.count
+    first = formats.read(tmp_path / "scene.ply")
+    np.testing.assert_allclose(first.means, at(float(made.data.moments[0])).means, atol=1e-6)
+    found = made.summary()["parameters"]
+    own = sum(x.numel() for x in made.gaussians.fields().values())
+    assert found == own + sum(p.numel() for p in made.model.motion.parameters())
     assert (tmp_path / "figures" / "film.svg").is_file()
 
 
@@ -170,6 +174,7 @@ def test_what_is_no_scene_that_moves_is_none_or_refused(tmp_path: Path) -> None:
         ([*SMALL_MOVING, "model.motion=tracked"], "model.motion=tracked needs data.first_steps"),
         ([*SMALL_TRACKED, "model.motion=still"], "model.motion=still needs data.first_steps"),
         ([*SMALL_TRACKED, "loop.steps=33"], "make 39"),
+        ([*SMALL_TRACKED, "data.shuffled_times=true"], "data.shuffled_times=true"),
         ([*SMALL_MOVING, "data.batch_size=2"], "data.batch_size=2"),
         ([*SMALL_MOVING, "optim.accumulate=2"], "optim.accumulate=2: recipe=dynamic_gaussians"),
         ([*SMALL_TABLETOP, "recipe=dynamic_gaussians", "model=dynamic_gaussians"],

@@ -6,7 +6,7 @@
 An agent pushes the T to where it should be.
 
     action        the pusher's velocity, [-1, 1]^2; longer ones are cut to 1
-    observation   {"state": [26] poses of three things, pusher, and where T should be: x, y, cos,
+    observation   {"state": [27] poses of three things, pusher, and where T should be: x, y, cos,
                   sin of its angle, "image": [h, w, 3] uint8, if somebody draws}
     reward        how much nearer the T's points came to where they should be, in metres; 1 more
                   where they are within NEAR, which ends the episode

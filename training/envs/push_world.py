@@ -1,6 +1,6 @@
 """PushWorld3D: a ball pushes a box, a cylinder and a T over a table, with MuJoCo's contacts.
 
-    world = PushWorld(rng)                        nothing touches anything
+    world = PushWorld(placed(rng))                nothing touches anything
     world.step(action)                            a tenth of a second: a velocity, SPEED at 1
     push_scene(world.state())                     what the ray tracer shows of it
 
@@ -27,7 +27,7 @@ from training.envs.ray_tracer import Lamp, Scene, Solid
 HALF = 0.1  # height of things
 BOX, CYLINDER = (0.2, 0.14, HALF), (0.16, HALF)
 BAR, STEM = (0.24, 0.07, HALF), (0.07, 0.1, HALF)
-BAR_AT, STEM_AT = (0.0, 0.06, 0.0), (0.0, -0.11, 0.0)  # of the T, about its middle
+BAR_AT, STEM_AT = (0.0, 0.05, 0.0), (0.0, -0.12, 0.0)  # of the T, about its centre of mass
 PUSHER = 0.07  # radius
 THINGS = 3
 NAMES = "box", "cylinder", "t", "pusher"
@@ -51,7 +51,7 @@ XML = f"""
       <geom type="box" size="{BAR[0]} {BAR[1]} {BAR[2]}" pos="{BAR_AT[0]} {BAR_AT[1]} 0"/>
       <geom type="box" size="{STEM[0]} {STEM[1]} {STEM[2]}" pos="{STEM_AT[0]} {STEM_AT[1]} 0"/>
     </body>
-    <body name="pusher" mocap="true"><geom type="sphere" size="{PUSHER}" friction="0.3"/></body>
+    <body name="pusher" mocap="true"><geom type="sphere" size="{PUSHER}"/></body>
   </worldbody>
 </mujoco>
 """

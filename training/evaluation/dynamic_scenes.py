@@ -65,7 +65,7 @@ def judge(
     film = film[np.linspace(0, len(film) - 1, min(SHOWN, len(film))).round().astype(int)]
     shown = (x[film].clamp(0, 1).numpy() for x in (truth, told, close))
     figures["film"] = film_beside_truth(times[film], *shown)
-    return found, {"latency": latency(model, data, device)}, figures
+    return found, {"latency": latency(model, data, device, float(times[0]))}, figures
 
 
 @torch.no_grad()
@@ -95,7 +95,9 @@ def where_it_moves(name: str, told: Tensor, data: TimedData[Any]) -> dict[str, f
     known = torch.from_numpy(np.isin(data.times(held.times), data.moments))
     there = pixels.any(2).any(1)
     parts = {"": there, "/cameras": there & known, "/times": there & ~known}
-    return {f"{name}{part}": decibels[rows].mean().item() for part, rows in parts.items()}
+    return {
+        f"{name}{part}": decibels[rows].mean().item() for part, rows in parts.items() if rows.any()
+    }
 
 
 def nearest(data: TimedData[Any]) -> np.ndarray:

@@ -9,11 +9,12 @@ each begun where the one before leads. Then the model goes on alone, and at the 
     seen/error  metres off after `ahead` steps of things that went further than a threshold; seen/
                 stayed: of those if they had stayed where they were found, share: of this
     psnr        of renders of the last state, where images changed; copied: of the images that were
-                seen last
-    hidden      metres off of a thing that nobody saw for HIDDEN steps, as a lid was over it, when
-                it is seen again; hidden/stayed: if it had stayed where it was seen last, and
-                hidden/showed the share of pixels that show it under its lid (none)
-    revisited   share of pixels that are the same bits when a camera comes back
+                seen last; flat: of the one colour that is best for these pixels
+    blind       metres off of what moved most, after BLIND steps without any image; blind/stayed: if
+                it had stayed where it was seen last
+    again       of the same, found in the first image after them from where it was told to be;
+                again/lost: found from where it was seen last
+    revisited   share of pixels that are the same bits when cameras come back from where others are
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from kernels.splats.op import rasterize
 from models.worlds.splats.mro_gwm import MroGwm, PushHistory
 from models.worlds.splats.rigid import product
 from training.data.push_world import Episodes
-from training.envs.push_world import COLORS, THINGS, PushState, push_scene
-from training.envs.ray_tracer import Scene, Solid, Views, intrinsics, render
+from training.envs.push_world import DT, THINGS, PushState, push_scene
+from training.envs.ray_tracer import Scene, Views, intrinsics, render
 from training.envs.tabletop import FOCAL, cameras_around
 from training.evaluation.pushing import cut, off
 from training.evaluation.scene_figures import film_beside_truth
@@ -39,8 +40,7 @@ from training.recipes.config_scenes import MroGwmRecipeConfig
 from training.seeding import numpy_rng
 
 WRONG_BY, WRONG_ANGLE = 0.03, 0.1  # metres and radians, standard deviations of what is said first
-HIDDEN = 5  # steps under a lid
-LID, LID_ID = (0.42, 0.42, 0.35), 9
+BLIND = 5  # steps without an image
 CHANGED = 0.1
 
 
@@ -82,7 +82,7 @@ def watched(
     model: MroGwm, scene: PushScene, episodes: Episodes, recipe: MroGwmRecipeConfig, seed: int,
     device: torch.device,
 ) -> Watching:  # fmt: skip
-    """Metrics over the windows in which most is pushed, and a film of the first of them."""
+    """Metrics over one window each of the episodes in which most is pushed, and a film of one."""
     h, ahead, rng = model.config.history, recipe.ahead, numpy_rng(seed, "eval/watched")
     windows = cut(episodes, h, ahead)
     pushed = np.linalg.norm(windows.poses[:, -1, :, :2] - windows.poses[:, h - 1, :, :2], axis=-1)
@@ -93,7 +93,10 @@ def watched(
         size,
     )
     each, films, ways = [], [], []
-    for row in np.argsort(-pushed.max(-1))[: recipe.tracked]:
+    per = len(pushed) // len(episodes.poses)  # windows of an episode
+    best = pushed.max(-1).reshape(-1, per)
+    for episode in np.argsort(-best.max(1))[: recipe.tracked]:
+        row = per * episode + best[episode].argmax()
         one = windows.windows(np.array([row]), np.array([0]), h + ahead)
         found, film, poses = followed(model, scene, one, cameras, recipe, rng)
         each.append(found)
@@ -128,7 +131,8 @@ def followed(
     with torch.no_grad():
         told = model.imagine(seen, actions[None, h - 1 :], pusher[None, h:])[0][0]
         drawn = [cameras.draw(scene, told[t], pusher[h + t]) for t in range(len(told))]
-        again = [cameras.draw(scene, told[-1], pusher[-1]) for _ in range(2)]
+        elsewhere = replace(cameras, viewmats=cameras.viewmats.roll(1, 0))
+        trip = [x.draw(scene, told[-1], pusher[-1]) for x in (cameras, elsewhere, cameras)]
     went = off(true[-1], true[h - 1])
     far = went > recipe.moved
     changed = ((images[-1] - images[h - 1]).abs() > CHANGED).any(-1)
@@ -137,17 +141,20 @@ def followed(
         "found/said": off(said, true[0]).mean(),
         "psnr": decibels(drawn[-1], images[-1], changed),
         "psnr/copied": decibels(images[h - 1], images[-1], changed),
-        "revisited": (again[0] == again[1]).float().mean(),
+        "psnr/flat": decibels(images[-1][changed].mean(0), images[-1], changed),
+        "revisited": (trip[0] == trip[2]).float().mean(),
     }
     if far.any():
         found["seen/error"] = off(told[-1], true[-1])[far].mean()
         found["seen/stayed"] = off(poses[-1], true[-1])[far].mean()
-    hidden = int(off(true[h - 1 + HIDDEN], true[h - 1]).argmax())
-    lids = [cameras.trace(under_lid(state, hidden)) for state in states[h : h + HIDDEN]]
+    then = h - 1 + BLIND  # when they look again
+    most = int(off(true[then], true[h - 1]).argmax())
+    for name, start in (("again", told[BLIND - 1]), ("again/lost", poses[-1])):
+        seen_again = found_in(scene, start, pusher[then], images[then], cameras, recipe)
+        found[name] = off(seen_again, true[then])[most]
     found |= {
-        "hidden": off(told[HIDDEN - 1], true[h - 1 + HIDDEN])[hidden],
-        "hidden/stayed": off(poses[-1], true[h - 1 + HIDDEN])[hidden],
-        "hidden/showed": torch.stack([(v.id == hidden + 1).float().mean() for v in lids]).mean(),
+        "blind": off(told[BLIND - 1], true[then])[most],
+        "blind/stayed": off(poses[-1], true[then])[most],
     }
     times = np.linspace(0, len(told) - 1, 5).round().astype(int)
     rows = (
@@ -155,7 +162,7 @@ def followed(
         for kind in ([images[h + t] for t in times], [drawn[t] for t in times],
                      [images[h - 1]] * len(times))
     )  # fmt: skip
-    shown = film_beside_truth((times + 1) / 10, *rows)
+    shown = film_beside_truth((times + 1) * DT, *rows, third="seen last")
     way = torch.cat([seen.poses[0], told])
     return {name: float(x) for name, x in found.items()}, shown, way
 
@@ -197,10 +204,3 @@ def on(before: Float[Tensor, "m 7"], now: Float[Tensor, "m 7"]) -> Float[Tensor,
 def decibels(told: Tensor, truth: Tensor, where: Tensor) -> Tensor:
     """PSNR over some pixels."""
     return -10 * (told - truth).square().mean(-1)[where].mean().clamp_min(1e-10).log10()
-
-
-def under_lid(state: PushState, thing: int) -> Scene:
-    """With a box over one of the things."""
-    scene, (x, y) = push_scene(state), state.poses[thing, :2].tolist()
-    lid = Solid("box", LID, (x, y, LID[2]), color=COLORS[0], id=LID_ID)
-    return replace(scene, solids=[*scene.solids, lid])

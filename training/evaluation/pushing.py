@@ -86,7 +86,7 @@ def led(pusher: Float[Tensor, "b 2"], actions: Float[Tensor, "b t 2"]) -> Float[
 
 
 def deranged(count: int, seed: int) -> np.ndarray:
-    """Whose actions each window is told in place of its own: never these."""
+    """Whose actions each window is told in place of its own: never these, if there are two."""
     order = numpy_rng(seed, "eval/shuffled").permutation(count)
     other = np.empty(count, np.int64)
     other[order] = np.roll(order, 1)

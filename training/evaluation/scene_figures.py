@@ -47,12 +47,13 @@ def film_beside_truth(
     truth: Float[np.ndarray, "t h w 3"],
     told: Float[np.ndarray, "t h w 3"],
     nearest: Float[np.ndarray, "t h w 3"],
+    third: str = "nearest",
 ) -> str:
-    """SVG: what a camera that is held out sees, what was rendered for it, and the training image
-    from nearest, at some times."""
+    """SVG: what a camera sees, what was rendered for it, and what there is without a model, such as
+    the training image from nearest, at some times."""
     from matplotlib.figure import Figure
 
-    rows = ("truth", truth), ("render", told), ("nearest", nearest)
+    rows = ("truth", truth), ("render", told), (third, nearest)
     figure = Figure(figsize=(4.8, 4.8 * len(rows) / len(times) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), len(times), squeeze=False)
     for row, (name, images) in zip(axes, rows, strict=True):

@@ -133,7 +133,10 @@ def floors(data: PosedData[Any], close: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def latency(
-    model: GaussianSplatting, data: PosedData[Any], device: torch.device
+    model: GaussianSplatting,
+    data: PosedData[Any],
+    device: torch.device,
+    moment: float | None = None,
 ) -> dict[str, float]:
     """Milliseconds of one view alone, and views in a second."""
     one, (_, height, width, _) = data.heldout, data.heldout.images.shape
@@ -143,7 +146,7 @@ def latency(
         if device.type == "cuda":
             torch.cuda.synchronize()
         begun = time.perf_counter()
-        model(viewmat, K, width, height)
+        model(viewmat, K, width, height, time=moment)
         if device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(1e3 * (time.perf_counter() - begun))

@@ -186,6 +186,8 @@ def parse_moving(content: bytes) -> Motion:
             turns = track["rotation"][:, [3, 0, 1, 2]]
             poses.append(np.concatenate([track["translation"], turns], axis=1))
         times = _array(document, blob, inputs.pop())[:, 0]
+        if any(len(way) != len(times) for way in poses):
+            raise ValueError("a node has more or fewer places than there are times")
         return Motion(tuple(parts), tuple(names), times, np.stack(poses))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"its document lacks {error}") from None

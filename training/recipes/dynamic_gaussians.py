@@ -30,6 +30,7 @@ from models.worlds.splats.config import DynamicGaussiansConfig, Motion
 from models.worlds.splats.dynamic_gaussians import DynamicGaussians
 from models.worlds.splats.gaussians import Fields
 from models.worlds.splats.tracked import Bonds, Tracked, bonds_of
+from training import formats
 from training.data.config_scenes import TimedConfig
 from training.data.timed import TimedData
 from training.distributed import Processes
@@ -37,6 +38,7 @@ from training.errors import UserError
 from training.estimate import Estimate
 from training.evaluation.dynamic_scenes import judge
 from training.files import write_atomic
+from training.formats.gaussians import splats_of_scene
 from training.recipes.config import check_parts
 from training.recipes.config_scenes import DynamicGaussiansRecipeConfig
 from training.recipes.gaussian_splatting import (
@@ -164,6 +166,10 @@ class DynamicTraining(SplatTraining):
         found["gaussians"] = float(self.gaussians.count)
         return {f"eval/{name}": value for name, value in found.items()}
 
+    @property
+    def parameters_used(self) -> int:
+        return super().parameters_used + sum(p.numel() for p in self.model.motion.parameters())
+
     figures: dict[str, str] = {}  # noqa: RUF012  (replaced, never changed)
 
     def more_weights(self) -> dict[str, Tensor]:
@@ -172,6 +178,11 @@ class DynamicTraining(SplatTraining):
 
     def export(self, directory: Path) -> None:
         super().export(directory)
+        with torch.no_grad():
+            first = self.model.scene(float(self.data.moments[0]))
+        splats = splats_of_scene({name: x.cpu() for name, x in first.items()})
+        for ending in (".ply", ".spz"):
+            formats.write(directory / f"scene{ending}", splats)
         for name, figure in self.figures.items():
             write_atomic(directory / "figures" / f"{name}.svg", figure)
 
@@ -187,6 +198,11 @@ def check(config: TrainConfig) -> None:
         raise UserError(
             f"model.motion={model.motion} needs data.first_steps and data.steps_per_time "
             f"{asked}, not {data.first_steps} and {data.steps_per_time}"
+        )
+    if model.motion == Motion.tracked and data.shuffled_times:
+        raise UserError(
+            "data.shuffled_times=true: model.motion=tracked has one time after the other, use "
+            "another motion"
         )
     if data.batch_size > 1 and not data.steps_per_time:
         raise UserError(

@@ -32,7 +32,7 @@ from training.envs.push_world import THINGS
 from training.errors import UserError
 from training.estimate import Estimate, rows_at_once, torch_estimate
 from training.evaluation.push_planning import planned
-from training.evaluation.push_tracking import watched
+from training.evaluation.push_tracking import BLIND, watched
 from training.evaluation.pushing import open_loop
 from training.exchange import write_model
 from training.files import write_atomic
@@ -91,6 +91,11 @@ class MroGwmTraining:
     @torch.no_grad()
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Ten steps from true poses; from images, and plans, at the end."""
+        with self.trainer.averaged_weights():
+            return {f"eval/{name}": value for name, value in self.judged(final).items()}
+
+    def judged(self, final: bool) -> dict[str, float]:
+        """Metrics of the weights in use."""
         recipe, seed, device = self.recipe, self.config.seed, self.trainer.device
         found = open_loop(self.model, self.data.heldout, recipe.ahead, recipe.moved, seed, device)
         if final and recipe.tracked:
@@ -100,7 +105,7 @@ class MroGwmTraining:
         if final and recipe.episodes:
             plans, self.found["planning"] = planned(self.model, recipe, seed, device)
             found |= plans
-        return {f"eval/{name}": value for name, value in found.items()}
+        return found
 
     def summary(self) -> dict[str, Any]:
         return {"parameters": self.parameters, **self.found}
@@ -127,7 +132,7 @@ class MroGwmTraining:
 def unrolled(model: MroGwm, poses: Tensor, pusher: Tensor, actions: Tensor) -> Tensor:
     """Mean loss of the members, each on its part of the windows."""
     h, losses = model.config.history, []
-    parts = [x.chunk(len(model.members)) for x in (poses, pusher, actions)]
+    parts = [x.tensor_split(len(model.members)) for x in (poses, pusher, actions)]
     for member, (p, x, a) in enumerate(zip(*parts, strict=True)):
         told = model.rollout(member, PushHistory(p[:, :h], x[:, :h]), a[:, h - 1 :], x[:, h:])
         said, true = (carried(model.anchors, q) / LENGTH for q in (told, p[:, h:]))
@@ -145,10 +150,16 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"model.objects={model.objects}: there are {THINGS}, leave it out")
     if model.history < 2:
         raise UserError(f"model.history={model.history}: how fast things are takes 2 or more")
-    if data.batch_size < model.members:
+    if data.batch_size // (config.optim.accumulate * (config.scale.devices or 1)) < model.members:
         raise UserError(
-            f"data.batch_size={data.batch_size} must be model.members={model.members} or more: "
-            "each has windows of its own"
+            f"data.batch_size={data.batch_size} must be model.members={model.members} or more in "
+            "each part (optim.accumulate) of each process (scale.devices): each member has windows "
+            "of its own"
+        )
+    if recipe.tracked and recipe.ahead < BLIND:
+        raise UserError(
+            f"recipe.ahead={recipe.ahead} must be {BLIND} or more, or recipe.tracked=0: nobody "
+            f"looks for {BLIND} steps"
         )
     if recipe.consulted > model.members:
         raise UserError(

@@ -106,10 +106,10 @@ class DynamicGaussiansConfig(GaussianSplattingConfig):
         for key in ("plane_weight", "time_weight", "change_weight"):
             if not getattr(self, key) >= 0:
                 raise ValueError(f"model.{key}={getattr(self, key)} must be 0 or more")
-        if len(self.planes) != 4 or min(self.planes) < 2:
+        if len(self.planes) != 4 or min(self.planes) < 2 or self.planes[3] < 3:
             raise ValueError(
-                f"model.planes={list(self.planes)} must be four numbers of 2 or more: along x, y, "
-                "z and time"
+                f"model.planes={list(self.planes)} must be four numbers: of 2 or more along x, y "
+                "and z, of 3 or more along time"
             )
         if not self.levels or min(self.levels) < 1:
             raise ValueError(f"model.levels={list(self.levels)} must be numbers of 1 or more")

@@ -97,9 +97,7 @@ class HexPlane(Still):
         for level in range(self.levels):
             found = means.new_ones(())
             for i, pair in enumerate(combinations(range(4), 2)):
-                plane, grid = self.planes[6 * level + i], at[:, pair][None, :, None]
-                sampled = F.grid_sample(plane, grid, padding_mode="border", align_corners=True)
-                found = found * sampled[0, :, :, 0].T
+                found = found * looked_up(self.planes[6 * level + i][0], at[:, pair])
             features.append(found)
         return offset(scene, self.network(torch.cat(features, dim=-1)))
 
@@ -164,6 +162,22 @@ class Perceptron(nn.Module):
         for i, layer in enumerate(self.layers):
             h = F.relu(layer(torch.cat([h, x], dim=-1) if i == self.again > 0 else h))
         return self.last(h)
+
+
+def looked_up(plane: Float[Tensor, "f h w"], at: Float[Tensor, "n 2"]) -> Float[Tensor, "n f"]:
+    """Between the nodes of a plane, from -1 to 1 along w and h, at its edge beyond; by indexing,
+    whose gradient has the same bits every time, on a GPU too."""
+    f, h, w = plane.shape
+    size = at.new_tensor([w - 1, h - 1])
+    place = ((at + 1) / 2 * size).clamp(min=at.new_zeros(2), max=size)
+    low = torch.minimum(place.detach().floor(), size - 1).clamp_min(0).long()
+    share, nodes = place - low, plane.reshape(f, h * w).T
+    found = plane.new_zeros(())
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        x, y = (low[:, 0] + dx).clamp(max=w - 1), (low[:, 1] + dy).clamp(max=h - 1)
+        weight = (share[:, 0] if dx else 1 - share[:, 0]) * (share[:, 1] if dy else 1 - share[:, 1])
+        found = found + weight[:, None] * nodes[y * w + x]
+    return found
 
 
 def offset(scene: Fields, by: Float[Tensor, "n 10"]) -> Fields:

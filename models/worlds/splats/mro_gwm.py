@@ -4,7 +4,8 @@ MRO-GWM (2026, arXiv:2606.01950; from its abstract and project page, no code is 
 rigid objects, each a set of Gaussians in a frame of its own; from where objects and pusher were, a
 transformer says how each object will be turned and moved. One step:
 
-    token_i   = W [anchors of object i at the last h times, as seen from the pusher; action] + e_i
+    token_i   = W [anchors of object i, as seen from the pusher; how far they went since each of
+                   the h - 1 times before; action] + e_i
     token_p   = W_p [where the pusher was; action] + e_p
     t_i, w_i  = heads of the transformer's output at token i
     pose_i    = (p_i + t_i, q(w_i) q_i),        q(w) = (1, w / 2) / |(1, w / 2)|
@@ -24,6 +25,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -76,8 +78,9 @@ class Member(nn.Module):
     ) -> tuple[Float[Tensor, "b m 3"], Float[Tensor, "b m 3"]]:
         """Translations, and rotations as vectors of radians."""
         now = F.pad(pusher[:, -1], (0, 1))  # [b 3]
-        seen = (anchors - now[:, None, None, None]) / LENGTH
-        objects = seen.permute(0, 2, 1, 3, 4).flatten(2)  # [b m h*a*3]
+        here = (anchors[:, -1:] - now[:, None, None, None]) / LENGTH
+        went = (anchors[:, -1:] - anchors[:, :-1]) / LENGTH
+        objects = rearrange(torch.cat([went, here], dim=1), "b h m a c -> b m (h a c)")
         done = action[:, None].expand(-1, objects.shape[1], -1)
         way = ((pusher - pusher[:, -1:]) / LENGTH).flatten(1)
         tokens = torch.cat([
@@ -115,9 +118,8 @@ class MroGwm(nn.Module):
         self, member: int, seen: PushHistory, action: Float[Tensor, "b 2"]
     ) -> Float[Tensor, "b m 7"]:
         """Poses a step later, as one of the members says."""
-        placed = carried(self.anchors, seen.poses)
-        move, turn = self.members[member](placed, seen.pusher, action)
-        now = seen.poses[:, -1]
+        placed, now = carried(self.anchors, seen.poses), seen.poses[:, -1]
+        move, turn = (x.float() for x in self.members[member](placed, seen.pusher, action))
         small = F.normalize(torch.cat([torch.ones_like(turn[..., :1]), turn / 2], -1), dim=-1)
         return torch.cat([now[..., :3] + move, product(small, now[..., 3:])], dim=-1)
 
@@ -155,9 +157,10 @@ class MroGwm(nn.Module):
 def carried(
     points: Float[Tensor, "m a 3"], poses: Float[Tensor, "*b m 7"]
 ) -> Float[Tensor, "*b m a 3"]:
-    """Where points of objects are in the world."""
-    turned = torch.einsum("...mij,maj->...mai", rotations(poses[..., 3:]), points)
-    return turned + poses[..., None, :3]
+    """Where points of objects are in the world; by products of numbers, which autocast leaves as
+    they are: bf16 would be millimetres off."""
+    R = rotations(poses[..., 3:])[..., None, :, :]  # [*b m 1 3 3]
+    return (R * points[:, :, None, :]).sum(-1) + poses[..., None, :3]
 
 
 def mean_pose(poses: Float[Tensor, "k *b 7"]) -> Float[Tensor, "*b 7"]:

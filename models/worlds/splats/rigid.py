@@ -59,20 +59,20 @@ def inverse_pose(pose: Float[Tensor, "*n 7"]) -> Float[Tensor, "*n 7"]:
 
 
 def turned_harmonics(sh: Float[Tensor, "n k 3"], R: Float[Tensor, "3 3"]) -> Float[Tensor, "n k 3"]:
-    """Coefficients of colours that are turned with what they are on: c'(R d) = c(d).
+    """Coefficients of colours that are turned with what they are on: c'(d) = c(R^T d).
 
-    Of each degree, the matrix that does so for as many directions as there are harmonics and more.
+    Of each degree, the matrix that does so for more directions than there are harmonics; gradients
+    reach R.
     """
     if sh.shape[1] == 1:
         return sh
-    degree = degree_of(sh.shape[1])
-    d = DIRECTIONS.to(R)
-    before, after = (
-        torch.stack(harmonics(x[:, 0], x[:, 1], x[:, 2], degree), dim=-1) for x in (d, d @ R.T)
+    degree, d = degree_of(sh.shape[1]), DIRECTIONS.to(R)
+    fixed, turned = (
+        torch.stack(harmonics(x[:, 0], x[:, 1], x[:, 2], degree), dim=-1) for x in (d, d @ R)
     )  # [s k]
     parts = [sh[:, :1]]
     for n in range(1, degree + 1):
         own = slice(n * n, (n + 1) ** 2)
-        inverse_of = torch.linalg.pinv(after[:, own].detach().double()).to(R)
-        parts.append(torch.einsum("ks,sj,njc->nkc", inverse_of, before[:, own], sh[:, own]))
+        solved = torch.linalg.pinv(fixed[:, own].double()).to(R) @ turned[:, own]
+        parts.append(torch.einsum("kj,njc->nkc", solved, sh[:, own]))
     return torch.cat(parts, dim=1)
