@@ -1,12 +1,12 @@
 """What a model is worth that sees a scene once, of scenes that nobody trained on.
 
-    psnr, ssim      of the view that is asked for
-    floors          the nearest of the two that are given, their mean, and the nearest, turned as
-                    the camera is (a homography that knows no depth)
-    plane           the nearest, as if all it showed were on the table, which no model is told
-    elsewhere       if the model is asked by the camera of another scene
-    depth           median over pixels of |told - true| / true, of the views that are given, of
-                    models that tell it; depth_flat: the best single depth of each view
+psnr, ssim      of the view that is asked for
+floors          the nearest of the two that are given, their mean, and the nearest, turned as
+                the camera is (a homography that knows no depth)
+plane           the nearest, as if all it showed were on the table, which no model is told
+elsewhere       if the model is asked by the camera of another scene
+depth           median over pixels of |told - true| / true, of the views that are given, of
+                models that tell it; depth_flat: the best single depth of each view
 """
 
 from __future__ import annotations

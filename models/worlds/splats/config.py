@@ -197,6 +197,8 @@ class MvSplatConfig(ModelConfig):
         if self.depths < 2:
             raise ValueError(f"model.depths={self.depths} must be 2 or more")
         if not 0 < self.near < self.far:
-            raise ValueError(f"model.near={self.near} must be above 0 and below model.far={self.far}")
+            raise ValueError(
+                f"model.near={self.near} must be above 0 and below model.far={self.far}"
+            )
         if self.tile not in (8, 16):
             raise ValueError(f"model.tile={self.tile} must be 8 or 16")

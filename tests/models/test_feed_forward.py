@@ -1,0 +1,149 @@
+"""Models that see a scene once: rays, the sweep, attention without places, and Gaussians of pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.worlds.splats.config import LvsmConfig, MvSplatConfig
+from models.worlds.splats.lvsm import Lvsm
+from models.worlds.splats.mvsplat import LARGEST, SMALLEST, MvSplat
+from models.worlds.splats.rays import directions, plucker, points_at, sampled
+from training.envs.ray_tracer import intrinsics, look_at
+
+FRESH = int.from_bytes(np.random.default_rng().bytes(3), "little")  # printed when a test fails
+SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch.manual_seed(FRESH)
+
+
+def cameras(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Anywhere at a distance of three, looking at the middle."""
+    count = int(np.prod(shape))
+    eyes = 3 * torch.nn.functional.normalize(torch.randn(count, 3), dim=-1)
+    viewmats = look_at(eyes, 0.2 * torch.randn(count, 3)).view(*shape, 4, 4)
+    return viewmats, intrinsics(1.1 * SIZE, SIZE, SIZE).expand(*shape, 3, 3)
+
+
+def test_a_ray_goes_through_what_its_pixel_sees() -> None:
+    """(d, m) holds of every point p of the ray: p x d = m."""
+    viewmats, Ks = cameras(4)
+    rays = plucker(viewmats, Ks, SIZE, SIZE)
+    p = points_at(1 + torch.rand(4, SIZE, SIZE), viewmats, Ks)
+    d, m = rays.split(3, dim=-1)
+    torch.testing.assert_close(torch.linalg.cross(p, d), m, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(d.norm(dim=-1), torch.ones(4, SIZE, SIZE))
+
+
+def test_points_are_sampled_where_they_are_seen() -> None:
+    viewmats, Ks = cameras(3)
+    image = torch.rand(3, 5, SIZE, SIZE)
+    own = points_at(1 + torch.rand(3, SIZE, SIZE), viewmats, Ks)
+    found, there = sampled(image, own, viewmats, Ks)
+    torch.testing.assert_close(found, image, atol=1e-3, rtol=1e-3)
+    assert there.all()
+    behind = points_at(-torch.ones(3, SIZE, SIZE), viewmats, Ks)
+    found, there = sampled(image, behind, viewmats, Ks)
+    assert not there.any() and not found.any()
+
+
+def test_depth_is_along_z() -> None:
+    viewmats, Ks = cameras(2)
+    depth = 1 + torch.rand(2, SIZE, SIZE)
+    p = points_at(depth, viewmats, Ks)
+    z = torch.einsum("bj,bhwj->bhw", viewmats[:, 2, :3], p) + viewmats[:, 2, 3, None, None]
+    torch.testing.assert_close(z, depth, atol=1e-5, rtol=1e-5)
+    assert directions(Ks, SIZE, SIZE)[..., 2].eq(1).all()
+
+
+def lvsm() -> Lvsm:
+    made = Lvsm(LvsmConfig(width=16, layers=2, heads=2))
+    made.initialise(torch.Generator().manual_seed(FRESH))
+    for block in made.blocks:  # large enough that what is given matters
+        torch.nn.init.normal_(block.out.weight)
+        torch.nn.init.normal_(block.down.weight)
+    torch.nn.init.normal_(made.color.weight)
+    return made.requires_grad_(False)
+
+
+def test_views_have_no_order_but_their_cameras() -> None:
+    made, (viewmats, Ks) = lvsm(), cameras(2, 3)
+    images = torch.rand(2, 2, SIZE, SIZE, 3)
+    told = made(images, viewmats, Ks)
+    swapped = viewmats[:, [1, 0, 2]]
+    torch.testing.assert_close(made(images.flip(1), swapped, Ks), told, atol=1e-4, rtol=1e-4)
+    mixed = made(images, swapped, Ks)  # images with the cameras of each other
+    assert (mixed - told).abs().max() > 1e-3
+    elsewhere = torch.cat([viewmats[:, :2], cameras(2, 1)[0]], dim=1)
+    assert (made(images, elsewhere, Ks) - told).abs().max() > 1e-3
+    assert told.shape == (2, SIZE, SIZE, 3) and told.min() >= 0 and told.max() <= 1
+
+
+def test_patches_come_out_where_they_are_asked_for() -> None:
+    """A patch's colours lie in its own square: what patches() takes apart, the head puts together."""
+    made = lvsm()
+    x = torch.arange(SIZE * SIZE * 3.0).view(1, 1, SIZE, SIZE, 3)
+    flat = made.patches(x)[0, 0]  # [16, 48]
+    assert torch.equal(flat[5].view(4, 4, 3), x[0, 0, 4:8, 4:8])
+
+
+def mvsplat(**keys) -> MvSplat:
+    made = MvSplat(MvSplatConfig(width=8, blocks=1, **keys))
+    made.initialise(torch.Generator().manual_seed(FRESH))
+    return made.requires_grad_(False)
+
+
+def test_the_sweep_is_best_where_both_views_show_the_same() -> None:
+    """Features that are a function of the place that is seen: of a plane at one of the depths."""
+    made = mvsplat(depths=8, near=2.0, far=4.0)
+    eyes = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.1, 0.0]])
+    viewmats = torch.eye(4).repeat(2, 1, 1)
+    viewmats[:, :3, 3] = -eyes
+    size, k = 48, 3  # planes are a pixel apart
+    Ks = intrinsics(1.1 * size, size, size).expand(2, 3, 3)
+    depth = made.planes[k].expand(2, size, size)
+    places = points_at(depth, viewmats, Ks)
+    waves = torch.randn(3, 4) * 6
+    seen = torch.cat([(places @ waves).sin(), (places @ waves).cos()], dim=-1)  # unit on pairs
+    costs = made.costs(seen.permute(0, 3, 1, 2)[None], viewmats[None], Ks[None])[0]
+    inner = costs[:, :, 12:-12, 14:-14]
+    assert (inner.argmax(1) == k).float().mean() > 0.9
+
+
+def test_every_pixel_has_a_gaussian_on_its_ray() -> None:
+    made, (viewmats, Ks) = mvsplat(), cameras(3, 2)
+    images = torch.rand(3, 2, SIZE, SIZE, 3)
+    scenes, depth = made.scenes(images, viewmats, Ks)
+    count = 2 * SIZE * SIZE
+    assert scenes["means"].shape == (3, count, 3) and scenes["sh"].shape == (3, count, 1, 3)
+    rays = plucker(viewmats, Ks, SIZE, SIZE).flatten(1, 3)
+    d, m = rays.split(3, dim=-1)
+    torch.testing.assert_close(torch.linalg.cross(scenes["means"], d), m, atol=1e-3, rtol=1e-3)
+    near, far = made.config.near, made.config.far
+    assert near - 1e-3 <= depth.min() and depth.max() <= far + 1e-3
+    pixel = (depth / Ks[:, :, 0, 0, None, None]).flatten(1)[..., None]
+    share = scenes["scales"] / pixel
+    assert share.min() >= SMALLEST and share.max() <= LARGEST
+
+
+def test_gradients_of_the_view_reach_everything_that_learns() -> None:
+    made, (viewmats, Ks) = mvsplat().requires_grad_(True), cameras(1, 3)
+    seen = made(torch.rand(1, 2, SIZE, SIZE, 3), viewmats, Ks)
+    assert seen.shape == (1, SIZE, SIZE, 3)
+    (seen - torch.rand_like(seen)).square().mean().backward()
+    missing = [n for n, p in made.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not missing, missing
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [(LvsmConfig, "heads", 3), (LvsmConfig, "patch", 0), (MvSplatConfig, "depths", 1),
+     (MvSplatConfig, "near", 6.0), (MvSplatConfig, "tile", 5), (MvSplatConfig, "width", 0)],
+)  # fmt: skip
+def test_configurations_that_make_no_model_are_refused(config, key: str, value) -> None:
+    with pytest.raises(ValueError, match=f"model.{key}={value}"):
+        config(**{key: value})

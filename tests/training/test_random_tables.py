@@ -1,0 +1,152 @@
+"""Scenes that are seen once: what is given and asked for, floors, and models that learn from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.worlds.splats.rays import points_at, sampled
+from training.config import compose
+from training.data.config_scenes import RandomTablesConfig
+from training.data.random_tables import CONTEXT, RandomTablesData
+from training.distributed import Processes
+from training.errors import UserError
+from training.evaluation import glimpses
+from training.recipes import lvsm, mvsplat
+
+CPU = torch.device("cpu")
+FRESH = int.from_bytes(np.random.default_rng().bytes(3), "little")  # printed when a test fails
+SMALL = RandomTablesConfig(image_size=24, scenes=6, heldout=4, samples=2, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def data() -> RandomTablesData:
+    return RandomTablesData(SMALL, seed=FRESH)
+
+
+def test_cameras_are_told_as_seen_from_the_first_and_agree_with_depths(data) -> None:
+    """What the first view shows of a scene lies where the second says that it is."""
+    train = data.train
+    np.testing.assert_allclose(train.viewmats[:, 0], np.tile(np.eye(4), (6, 1, 1)), atol=1e-6)
+    depth, viewmats, Ks = (torch.from_numpy(x) for x in (train.depths, train.viewmats, train.Ks))
+    seen = depth[:, 0].isfinite()
+    points = points_at(torch.where(seen, depth[:, 0], 1.0), viewmats[:, 0], Ks[:, 0])
+    known = torch.where(depth[:, 1].isfinite(), depth[:, 1], 0.0)[:, None]
+    found, there = sampled(known, points, viewmats[:, 1], Ks[:, 1])
+    R, t = viewmats[:, 1, 2, :3], viewmats[:, 1, 2, 3]
+    expected = torch.einsum("nj,nhwj->nhw", R, points) + t[:, None, None]
+    close = (found[:, 0] - expected).abs() < 0.05 * expected
+    assert close[seen & (there > 0)].float().mean() > 0.6  # the rest is hidden, or at an edge
+
+
+def test_the_plane_is_that_of_the_table(data) -> None:
+    train = data.train
+    depth, viewmats, Ks = (torch.from_numpy(x) for x in (train.depths, train.viewmats, train.Ks))
+    points = points_at(depth[:, 0], viewmats[:, 0], Ks[:, 0])
+    plane = torch.from_numpy(train.table)
+    height = (points * plane[:, None, None, :3]).sum(-1) - plane[:, None, None, 3]
+    seen = height[depth[:, 0].isfinite()]
+    assert seen.min() > -1e-4 and (seen.abs() < 1e-3).float().mean() > 0.5 and seen.max() < 0.8
+
+
+def test_scenes_are_others_and_the_same_every_time(data) -> None:
+    again = RandomTablesData(SMALL, seed=FRESH)
+    assert again.content_hash == data.content_hash
+    images = np.concatenate([data.train.images, data.heldout.images])[:, 0]
+    apart = np.abs(images[:, None] - images).mean((2, 3, 4)) + np.eye(len(images))
+    assert apart.min() > 0.005
+
+
+def test_views_of_others_are_asked_for_with_the_cameras_that_are_given(data) -> None:
+    made = RandomTablesData.__new__(RandomTablesData)
+    config = RandomTablesConfig(**{**vars(SMALL), "shuffled": True})
+    made.__dict__.update(data.__dict__ | {"config": config})
+    right, wrong = data.batch(1), made.batch(1)
+    assert np.array_equal(right["images"][:, :CONTEXT], wrong["images"][:, :CONTEXT])
+    assert np.array_equal(right["viewmats"], wrong["viewmats"])
+    for i, image in enumerate(wrong["images"][:, CONTEXT]):
+        assert np.array_equal(image, right["images"][i - 1, CONTEXT])
+
+
+class Painter(torch.nn.Module):
+    """Shows what it is told to."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        super().__init__()
+        self.images, self.at = images, 0
+
+    def forward(self, images, viewmats, Ks):
+        shown = self.images[self.at : self.at + len(images)]
+        self.at = (self.at + len(images)) % len(self.images)
+        return shown
+
+
+def test_who_knows_the_view_has_no_error_and_floors_need_no_model(data) -> None:
+    held = data.heldout
+    found, known, figure = glimpses.judge(
+        Painter(torch.from_numpy(held.images[:, CONTEXT])), held, CPU, True
+    )
+    assert found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1, abs=1e-6)
+    assert found["floors/best"] == max(found[f"floors/{x}"] for x in ("nearest", "mean", "turned"))
+    assert found["plane"] > found["floors/turned"] + 2  # the table is most of what is seen
+    assert "depth" not in found and "<svg" in figure and known["latency"]["p50_ms"] >= 0
+
+
+def test_the_nearest_view_is_one_of_those_that_are_given(data) -> None:
+    viewmats = torch.from_numpy(data.heldout.viewmats)
+    swapped = viewmats[:, [1, 0, 2]]
+    assert torch.equal(glimpses.nearer(viewmats), 1 - glimpses.nearer(swapped))
+    alike = torch.cat([viewmats[:, :1], viewmats[:, 1:2], viewmats[:, 1:2]], dim=1)
+    assert (glimpses.nearer(alike) == 1).all()
+
+
+WORDS = {
+    "lvsm": ["experiment=lvsm/tables", "model.width=16", "model.layers=1"],
+    "mvsplat": ["experiment=mvsplat/tables", "model.width=8", "model.blocks=1", "model.depths=4"],
+}
+FEW = ["data.image_size=16", "data.scenes=8", "data.heldout=3", "data.samples=1",
+       "data.batch_size=4", "report=false"]  # fmt: skip
+
+
+def recipe(name: str, *words: str, steps: int = 8):
+    module = {"lvsm": lvsm, "mvsplat": mvsplat}[name]
+    given = [*WORDS[name], *FEW, f"loop.steps={steps}", f"seed={FRESH}", *words]
+    return module.build(compose(given), Processes(), CPU)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_run_that_was_stopped_ends_with_the_same_bits(name: str) -> None:
+    whole, first, second = (recipe(name) for _ in "abc")
+    for step in range(8):
+        whole.step(whole.data.batch(step))
+    for step in range(3):
+        first.step(first.data.batch(step))
+    second.load_state_dict({k: v for k, v in first.state_dict().items()})
+    for step in range(3, 8):
+        second.step(second.data.batch(step))
+    for key, x in whole.model.state_dict().items():
+        assert torch.equal(x, second.model.state_dict()[key]), key
+    assert whole.evaluate() == second.evaluate()
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_few_scenes_can_be_learned_by_heart(name: str, tmp_path: Path) -> None:
+    made = recipe(name, "data.scenes=4", "optim.lr=3e-3", "optim.warmup_steps=5", steps=60)
+    losses = [float(made.step(made.data.batch(step))["train/loss"]) for step in range(60)]
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    found = made.evaluate(final=True)
+    assert found["eval/elsewhere"] <= found["eval/psnr"] + 0.5
+    assert ("eval/depth" in found) == (name == "mvsplat")
+    (tmp_path / "figures").mkdir()
+    made.export(tmp_path)
+    assert (tmp_path / "figures" / "views.svg").is_file()
+
+
+def test_what_does_not_belong_together_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.image_size=18 must be a multiple of model\.patch"):
+        recipe("lvsm", "data.image_size=18")
+    with pytest.raises(ValueError, match=r"data\.apart=150"):
+        RandomTablesConfig(apart=150.0)
