@@ -1,4 +1,4 @@
-"""Models that see a scene once: rays, the sweep, attention without places, and Gaussians of pixels."""
+"""Models that see a scene once: rays, the sweep, attention without places, pixels' Gaussians."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_views_have_no_order_but_their_cameras() -> None:
 
 
 def test_patches_come_out_where_they_are_asked_for() -> None:
-    """A patch's colours lie in its own square: what patches() takes apart, the head puts together."""
+    """A patch's colours lie in its own square: what is taken apart is put together."""
     made = lvsm()
     x = torch.arange(SIZE * SIZE * 3.0).view(1, 1, SIZE, SIZE, 3)
     flat = made.patches(x)[0, 0]  # [16, 48]

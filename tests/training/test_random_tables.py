@@ -1,4 +1,4 @@
-"""Scenes that are seen once: what is given and asked for, floors, and models that learn from them."""
+"""Scenes that are seen once: what is given and asked for, floors, and models that learn."""
 
 from __future__ import annotations
 

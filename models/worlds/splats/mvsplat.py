@@ -7,8 +7,8 @@ each view i that is given, with features f_i of a small network and planes at de
     depth     = sum_k softmax_k(c_i refined)(p) d_k
     Gaussian  = at that depth on p's ray, with opacity, scale, rotation and colour of a head
 
-and the view that is asked for is `rasterize`'s. What differs: features are those of one view, without
-attention to the other; one scale; rotations are told in the frame of the first camera; colours are
+and the view that is asked for is `rasterize`'s. What differs: features are those of one view, with
+no attention to the other; one scale; rotations are told in the frame of the first camera; colours are
 p's and what a head adds to them, and do not depend on the direction; no perceptual loss.
 
 Dimensions: b scenes, v = 2 views that are given, c channels, k planes.
@@ -103,7 +103,7 @@ class MvSplat(nn.Module):
         Ks: Float[Tensor, "b 2 3 3"],
     ) -> tuple[Fields, Float[Tensor, "b 2 h w"]]:
         """As `rasterize` takes them, each [b, 2 h w, ..]; and how far away pixels are."""
-        b, _, height, width, _ = images.shape
+        b = len(images)
         x = rearrange(images, "b v h w c -> (b v) c h w")
         f = self.features(2 * x - 1)
         costs = self.costs(rearrange(f, "(b v) c h w -> b v c h w", v=2), viewmats, Ks)
