@@ -8,8 +8,8 @@ each view i that is given, with features f_i of a small network and planes at de
     Gaussian  = at that depth on p's ray, with opacity, scale, rotation and colour of a head
 
 and the view that is asked for is `rasterize`'s. What differs: features are those of one view, with
-no attention to the other; one scale; rotations are told in the frame of the first camera; colours are
-p's and what a head adds to them, and do not depend on the direction; no perceptual loss.
+no attention to the other; one scale; rotations are told in the frame of the first camera; colours
+are p's and what a head adds to them, and do not depend on the direction; no perceptual loss.
 
 Dimensions: b scenes, v = 2 views that are given, c channels, k planes.
 """
