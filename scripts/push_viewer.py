@@ -8,39 +8,20 @@ disagree about where things are.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from models.worlds.splats.config import MroGwmConfig
-from models.worlds.splats.mro_gwm import MroGwm
 from scripts.scene_viewer import drawn, serve
 from training import formats
-from training.envs.push_world import DT, LIMIT, NAMES, PUSHER, SPEED, THINGS, placed
+from training.envs.push_world import DT, LIMIT, NAMES, PUSHER, SPEED, placed
 from training.envs.push_worlds import LearnedWorld
-from training.errors import UserError
-from training.pretrained import fit, read_tensors, typed
+from training.object_scenes import open_push_model
 
 REST = 0.01  # metres from the handle at which the pusher is there
-
-
-def open_push_model(run: Path, device: torch.device | str = "cpu") -> MroGwm:
-    """The ensemble that a run has left. Raises UserError."""
-    file = run / "model.json"
-    try:
-        config = typed(MroGwmConfig, json.loads(file.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} does not describe a model of pushing: {error}") from error
-    with torch.device("meta"):
-        model = MroGwm(config)
-    weights = run / "model.safetensors"
-    fit(model, read_tensors(weights, device), weights)
-    return model.requires_grad_(False).eval()
 
 
 class PushViewer:
@@ -117,6 +98,3 @@ class PushViewer:
 
     def close(self) -> None:
         self.server.stop()
-
-
-assert len(NAMES) == THINGS + 1

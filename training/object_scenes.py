@@ -12,8 +12,9 @@ from jaxtyping import Float
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from models.worlds.splats.config import GaussianSplattingConfig
+from models.worlds.splats.config import GaussianSplattingConfig, MroGwmConfig
 from models.worlds.splats.gaussians import activated
+from models.worlds.splats.mro_gwm import MroGwm
 from models.worlds.splats.objects import ObjectScene, divided
 from training import formats
 from training.data.config_scenes import PushTableConfig
@@ -23,7 +24,7 @@ from training.errors import UserError
 from training.evaluation.scene_objects import owners
 from training.formats.gaussians import Splats, splats_of_scene
 from training.formats.gltf import Motion
-from training.pretrained import locate, read_tensors, typed
+from training.pretrained import fit, locate, read_tensors, typed
 
 
 @dataclass(frozen=True)
@@ -110,3 +111,17 @@ def open_push_scene(run: str, device: torch.device | str, key: str = "recipe.sce
         raise UserError(f"{key}={run}: a thing has no Gaussian of its own; train it longer")
     assert len(whole.objects) == THINGS + 1
     return PushScene(whole, data.background, model.antialiased, model.tile)
+
+
+def open_push_model(run: Path, device: torch.device | str = "cpu") -> MroGwm:
+    """The ensemble that a run has left. Raises UserError."""
+    file = run / "model.json"
+    try:
+        config = typed(MroGwmConfig, json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} does not describe a model of pushing: {error}") from error
+    with torch.device("meta"):
+        model = MroGwm(config)
+    weights = run / "model.safetensors"
+    fit(model, read_tensors(weights, device), weights)
+    return model.requires_grad_(False).eval()

@@ -12,14 +12,14 @@ import torch
 
 from models.worlds.splats.config import MroGwmConfig
 from models.worlds.splats.mro_gwm import MroGwm
-from scripts.push_viewer import PushViewer, open_push_model
+from scripts.push_viewer import PushViewer
 from scripts.scene_viewer import scene_of
 from tests.browser import CHROME, Browser
 from tests.push_files import write_table
 from training.envs.push_world import DT, SPEED
 from training.errors import UserError
 from training.exchange import write_model
-from training.object_scenes import open_push_scene, write_push_scene
+from training.object_scenes import open_push_model, open_push_scene, write_push_scene
 
 SOFTWARE = "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=900,700"
 
@@ -83,13 +83,13 @@ def test_a_browser_shows_things_that_move(viewer, tmp_path: Path) -> None:
 
     try:
         browser.until(lambda: orange()[1] > 30, 60)
-        assert "Drag the handle" in browser.read("document.body.innerText")
+        browser.until(lambda: "Drag the handle" in browser.read("document.body.innerText"), 60)
         before = orange()[0]
         viewer.handle.position = (*(viewer.state.pusher * 0.4), 0.0)
         for _ in range(8):
             viewer.step()
         browser.until(lambda: abs(orange()[0] - before) > 5, 60)
-        browser.until(lambda: "cm apart" in browser.read("document.body.innerText"))
+        browser.until(lambda: "cm apart" in browser.read("document.body.innerText"), 60)
     finally:
         browser.close()
 

@@ -87,7 +87,7 @@ def test_held_out_views_are_better_than_the_nearest_and_only_with_the_right_came
     assert found["eval/depth"] < min(0.4 * found["eval/depth_flat"], 0.8 * lost["eval/depth"])
     assert found["eval/floors/mean"] > found["eval/floors/background"]
     assert right.found["latency"]["fps"] > 0 and len(right.found["views"]["psnr"]) == 8
-    assert "<svg" in right.figure
+    assert "<svg" in right.figures["views"]
 
 
 def test_things_that_are_taken_away_are_gone_and_nothing_else(learned) -> None:

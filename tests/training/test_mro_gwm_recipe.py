@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.push_viewer import open_push_model
 from tests.helpers import SMALL_PUSHES
 from tests.push_files import write_table
 from training import formats
@@ -21,7 +20,7 @@ from training.envs.tabletop import cameras_around
 from training.errors import UserError
 from training.evaluation import push_planning, push_tracking, pushing
 from training.formats.gltf import parse_moving
-from training.object_scenes import open_push_scene, with_pusher
+from training.object_scenes import open_push_model, open_push_scene, with_pusher
 from training.recipes import mro_gwm
 from training.seeding import numpy_rng
 

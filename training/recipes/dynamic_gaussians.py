@@ -19,7 +19,6 @@ compared is how things may move.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,15 +29,13 @@ from models.worlds.splats.config import DynamicGaussiansConfig, Motion
 from models.worlds.splats.dynamic_gaussians import DynamicGaussians
 from models.worlds.splats.gaussians import Fields
 from models.worlds.splats.tracked import Bonds, Tracked, bonds_of
-from training import formats
 from training.data.config_scenes import TimedConfig
 from training.data.timed import TimedData
 from training.distributed import Processes
 from training.errors import UserError
 from training.estimate import Estimate
 from training.evaluation.dynamic_scenes import judge
-from training.files import write_atomic
-from training.formats.gaussians import splats_of_scene
+from training.formats.gaussians import Splats, splats_of_scene
 from training.recipes.config import check_parts
 from training.recipes.config_scenes import DynamicGaussiansRecipeConfig
 from training.recipes.gaussian_splatting import (
@@ -170,21 +167,15 @@ class DynamicTraining(SplatTraining):
     def parameters_used(self) -> int:
         return super().parameters_used + sum(p.numel() for p in self.model.motion.parameters())
 
-    figures: dict[str, str] = {}  # noqa: RUF012  (replaced, never changed)
-
     def more_weights(self) -> dict[str, Tensor]:
         motion = {f"motion.{k}": x for k, x in self.model.motion.state_dict().items()}
         return {name: x.detach().cpu().contiguous() for name, x in motion.items()}
 
-    def export(self, directory: Path) -> None:
-        super().export(directory)
-        with torch.no_grad():
-            first = self.model.scene(float(self.data.moments[0]))
-        splats = splats_of_scene({name: x.cpu() for name, x in first.items()})
-        for ending in (".ply", ".spz"):
-            formats.write(directory / f"scene{ending}", splats)
-        for name, figure in self.figures.items():
-            write_atomic(directory / "figures" / f"{name}.svg", figure)
+    @torch.no_grad()
+    def exported(self, weights: dict[str, Tensor]) -> Splats:
+        """The scene at its first time."""
+        first = self.model.scene(float(self.data.moments[0]))
+        return splats_of_scene({name: x.cpu() for name, x in first.items()})
 
 
 def check(config: TrainConfig) -> None:

@@ -38,7 +38,7 @@ from training.estimate import Estimate
 from training.evaluation.scenes import judge
 from training.exchange import write_model
 from training.files import write_atomic
-from training.formats.gaussians import splats_of
+from training.formats.gaussians import Splats, splats_of
 from training.recipes.config import check_parts
 from training.recipes.config_scenes import Density, GaussianSplattingRecipeConfig
 from training.scenes import SCENES, scene_data
@@ -76,7 +76,7 @@ class SplatTraining:
         self.place_first()
         self.optimiser = self.rates()
         self.found: dict[str, Any] = {}
-        self.figure = ""
+        self.figures: dict[str, str] = {}
 
     def begun(self, views: int) -> GaussianSplatting:
         """The model, without Gaussians; so many images have corrections of their own."""
@@ -280,7 +280,8 @@ class SplatTraining:
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Held-out views: how alike, how deep; floors, at the end."""
         agree = self.recipe.agreement
-        found, self.found, self.figure = judge(self.model, self.data, self.device, final, agree)
+        found, self.found, figure = judge(self.model, self.data, self.device, final, agree)
+        self.figures = {"views": figure} if figure else {}
         found["gaussians"] = float(self.gaussians.count)
         return {f"eval/{name}": value for name, value in found.items()}
 
@@ -297,11 +298,15 @@ class SplatTraining:
             name: x.detach().cpu().contiguous() for name, x in self.gaussians.fields().items()
         } | self.more_weights()
         write_model(directory, weights, self.config.model)
-        splats = splats_of(weights)
+        splats = self.exported(weights)
         for ending in (".ply", ".spz"):
             formats.write(directory / f"scene{ending}", splats)
-        if self.figure:
-            write_atomic(directory / "figures" / "views.svg", self.figure)
+        for name, figure in self.figures.items():
+            write_atomic(directory / "figures" / f"{name}.svg", figure)
+
+    def exported(self, weights: dict[str, Tensor]) -> Splats:
+        """What other programs are given."""
+        return splats_of(weights)
 
     def more_weights(self) -> dict[str, Tensor]:
         """What else is left for others to load."""
