@@ -243,6 +243,23 @@ SMALL_FROZEN = [
     "report=false",
 ]
 "A predictor on a random encoder in the coloured rooms."
+SMALL_GLIMPSES = {
+    "lvsm": ["experiment=lvsm/tables", "model.width=16", "model.layers=1"],
+    "mvsplat": [
+        "experiment=mvsplat/tables",
+        "model.width=8",
+        "model.blocks=1",
+        "model.depths=4",
+    ],
+}
+SMALL_TABLES = [
+    "data.image_size=16",
+    "data.scenes=8",
+    "data.heldout=3",
+    "data.samples=1",
+    "data.batch_size=4",
+    "report=false",
+]
 SMALL_TABLETOP = [
     "experiment=gaussian_splatting/tabletop",
     "data.image_size=24",

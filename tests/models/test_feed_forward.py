@@ -114,6 +114,16 @@ def test_the_sweep_is_best_where_both_views_show_the_same() -> None:
     assert (inner.argmax(1) == k).float().mean() > 0.9
 
 
+def test_without_a_sweep_no_view_knows_of_the_other() -> None:
+    (viewmats, Ks), images = cameras(1, 2), torch.rand(1, 2, SIZE, SIZE, 3)
+    other = torch.stack([images[:, 0], torch.rand(1, SIZE, SIZE, 3)], dim=1)
+    for sweep in (False, True):
+        made = mvsplat(sweep=sweep)
+        with torch.no_grad():
+            told, changed = (made.scenes(x, viewmats, Ks)[1][:, 0] for x in (images, other))
+        assert torch.equal(told, changed) != sweep
+
+
 def test_every_pixel_has_a_gaussian_on_its_ray() -> None:
     made, (viewmats, Ks) = mvsplat(), cameras(3, 2)
     images = torch.rand(3, 2, SIZE, SIZE, 3)

@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.splats.op import rasterize
+from kernels.splats.project import rotations
 from models.worlds.splats.rays import points_at, sampled
+from tests.helpers import SMALL_GLIMPSES, SMALL_TABLES
+from training import formats
 from training.config import compose
 from training.data.config_scenes import RandomTablesConfig
 from training.data.random_tables import CONTEXT, RandomTablesData
 from training.distributed import Processes
 from training.errors import UserError
 from training.evaluation import glimpses
+from training.formats.gaussians import sigmoid
 from training.recipes import lvsm, mvsplat
 
 CPU = torch.device("cpu")
@@ -103,21 +108,13 @@ def test_the_nearest_view_is_one_of_those_that_are_given(data) -> None:
     assert (glimpses.nearer(alike) == 1).all()
 
 
-WORDS = {
-    "lvsm": ["experiment=lvsm/tables", "model.width=16", "model.layers=1"],
-    "mvsplat": ["experiment=mvsplat/tables", "model.width=8", "model.blocks=1", "model.depths=4"],
-}
-FEW = ["data.image_size=16", "data.scenes=8", "data.heldout=3", "data.samples=1",
-       "data.batch_size=4", "report=false"]  # fmt: skip
-
-
 def recipe(name: str, *words: str, steps: int = 8):
     module = {"lvsm": lvsm, "mvsplat": mvsplat}[name]
-    given = [*WORDS[name], *FEW, f"loop.steps={steps}", f"seed={FRESH}", *words]
+    given = [*SMALL_GLIMPSES[name], *SMALL_TABLES, f"loop.steps={steps}", f"seed={FRESH}", *words]
     return module.build(compose(given), Processes(), CPU)
 
 
-@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("name", SMALL_GLIMPSES)
 def test_a_run_that_was_stopped_ends_with_the_same_bits(name: str) -> None:
     whole, first, second = (recipe(name) for _ in "abc")
     for step in range(8):
@@ -132,7 +129,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(name: str) -> None:
     assert whole.evaluate() == second.evaluate()
 
 
-@pytest.mark.parametrize("name", WORDS)
+@pytest.mark.parametrize("name", SMALL_GLIMPSES)
 def test_a_few_scenes_can_be_learned_by_heart(name: str, tmp_path: Path) -> None:
     made = recipe(name, "data.scenes=4", "optim.lr=3e-3", "optim.warmup_steps=5", steps=60)
     losses = [float(made.step(made.data.batch(step))["train/loss"]) for step in range(60)]
@@ -143,6 +140,36 @@ def test_a_few_scenes_can_be_learned_by_heart(name: str, tmp_path: Path) -> None
     (tmp_path / "figures").mkdir()
     made.export(tmp_path)
     assert (tmp_path / "figures" / "views.svg").is_file()
+
+
+def test_a_scene_is_left_with_its_table_level(tmp_path: Path) -> None:
+    """What other programs are given is seen by the first camera as the model has it seen."""
+    made = recipe("mvsplat")
+    made.export(tmp_path)
+    held = made.data.heldout
+    plane = torch.from_numpy(held.table[0])
+    pose = mvsplat.level(plane)
+    file = formats.read(tmp_path / "scene.ply")
+    rendered = {
+        "means": file.means, "quats": file.quats, "scales": np.exp(file.scales),
+        "opacities": sigmoid(file.opacities), "sh": file.sh,
+    }  # fmt: skip
+    camera = torch.eye(4)
+    camera[:3, :3] = rotations(pose[3:]).T
+    camera[:3, 3] = -camera[:3, :3] @ pose[:3]
+    images, viewmats, Ks = (torch.from_numpy(x[:1]) for x in (held.images, held.viewmats, held.Ks))
+    first = [torch.cat([x[:, :CONTEXT], x[:, :1]], dim=1) for x in (viewmats, Ks)]
+    expected = made.model(images[:, :CONTEXT], *first)
+    seen = rasterize(
+        **{k: torch.from_numpy(x) for k, x in rendered.items()}, viewmats=camera[None],
+        Ks=Ks[0, :1], width=16, height=16, background=torch.ones(3), tile=8,
+    ).color  # fmt: skip
+    torch.testing.assert_close(seen, expected, atol=2e-3, rtol=0)
+    R = rotations(pose[3:])
+    points = torch.randn(50, 3)
+    above = points @ plane[:3] - plane[3]
+    torch.testing.assert_close((points @ R.T + pose[:3])[:, 2], above, atol=1e-5, rtol=1e-5)
+    assert (tmp_path / "scene.spz").is_file()
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

@@ -57,8 +57,9 @@ class FeedForwardTraining:
         generator = torch_generator(config.seed, "init", device=device)
         self.model: Any = build_on(device, make, lambda model: model.initialise(generator))
         self.parameters = sum(p.numel() for p in self.model.parameters())
+        blocks = list(getattr(self.model, "blocks", []))
         self.trainer = TorchStep(
-            self.model, [], config.optim, config.scale, processes, config.loop.steps
+            self.model, blocks, config.optim, config.scale, processes, config.loop.steps
         )
         self.found: dict[str, Any] = {}
         self.figures: dict[str, str] = {}

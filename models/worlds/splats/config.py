@@ -181,6 +181,8 @@ class MvSplatConfig(ModelConfig):
     "Channels of features."
     blocks: int = 3
     "Residual blocks of features, and of what the sweep is refined by."
+    sweep: bool = True
+    "Compare both views at each depth: without it, depth is guessed from one view alone."
     depths: int = 16
     "Planes of the sweep, evenly in 1 / depth."
     near: float = 1.8

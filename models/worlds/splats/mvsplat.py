@@ -134,6 +134,8 @@ class MvSplat(nn.Module):
         """How alike what both views show is, if pixels are as far away as each plane."""
         b, _, c, height, width = features.shape
         k, found = self.config.depths, []
+        if not self.config.sweep:
+            return features.new_zeros(b, 2, k, height, width)
         for i, j in ((0, 1), (1, 0)):
             depth = self.planes[None, :, None, None].expand(b, k, height, width)
             views, lenses = (x[:, i, None].expand(b, k, *x.shape[2:]) for x in (viewmats, Ks))
