@@ -152,7 +152,7 @@ def test_gradients_of_the_view_reach_everything_that_learns() -> None:
 @pytest.mark.parametrize(
     ("config", "key", "value"),
     [(LvsmConfig, "heads", 3), (LvsmConfig, "patch", 0), (MvSplatConfig, "depths", 1),
-     (MvSplatConfig, "near", 6.0), (MvSplatConfig, "tile", 5), (MvSplatConfig, "width", 0)],
+     (MvSplatConfig, "near", 7.0), (MvSplatConfig, "tile", 5), (MvSplatConfig, "width", 0)],
 )  # fmt: skip
 def test_configurations_that_make_no_model_are_refused(config, key: str, value) -> None:
     with pytest.raises(ValueError, match=f"model.{key}={value}"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,21 @@ def test_the_plane_is_that_of_the_table(data) -> None:
     assert seen.min() > -1e-4 and (seen.abs() < 1e-3).float().mean() > 0.5 and seen.max() < 0.8
 
 
+def test_no_image_shows_how_large_a_scene_is(data) -> None:
+    """Cameras' ways, depths and the table's plane do, by one number of each scene."""
+    other = RandomTablesData(replace(SMALL, scale=2.0), seed=FRESH).train
+    train = data.train
+    assert np.array_equal(other.images, train.images)
+    assert np.array_equal(other.viewmats[..., :3, :3], train.viewmats[..., :3, :3])
+    times = other.table[:, 3] / train.table[:, 3]
+    assert 0.5 <= times.min() < times.max() <= 2
+    seen = np.isfinite(train.depths)
+    expected = (times[:, None, None, None] * train.depths)[seen]
+    np.testing.assert_allclose(other.depths[seen], expected, rtol=1e-5)
+    ways = times[:, None, None] * train.viewmats[..., :3, 3]
+    np.testing.assert_allclose(other.viewmats[..., :3, 3], ways, rtol=1e-4, atol=1e-5)
+
+
 def test_scenes_are_others_and_the_same_every_time(data) -> None:
     again = RandomTablesData(SMALL, seed=FRESH)
     assert again.content_hash == data.content_hash
@@ -67,7 +83,7 @@ def test_scenes_are_others_and_the_same_every_time(data) -> None:
 
 def test_views_of_others_are_asked_for_with_the_cameras_that_are_given(data) -> None:
     made = RandomTablesData.__new__(RandomTablesData)
-    config = RandomTablesConfig(**{**vars(SMALL), "shuffled": True})
+    config = replace(SMALL, shuffled=True)
     made.__dict__.update(data.__dict__ | {"config": config})
     right, wrong = data.batch(1), made.batch(1)
     assert np.array_equal(right["images"][:, :CONTEXT], wrong["images"][:, :CONTEXT])

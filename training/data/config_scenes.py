@@ -223,6 +223,8 @@ class RandomTablesConfig(DataConfig):
     "On a table, at most."
     apart: float = 40.0
     "Degrees between the two cameras, about the table."
+    scale: float = 1.0
+    "Scenes are up to so many times as large or as small, cameras' ways with them: no image shows it."
     samples: int = 2
     "Rays through a pixel, each way."
     shuffled: bool = False
@@ -233,3 +235,4 @@ class RandomTablesConfig(DataConfig):
         at_least(self, "data", 16, "image_size")
         within(self, "data", 1, 12, "things")
         within(self, "data", 5.0, 120.0, "apart")
+        within(self, "data", 1.0, 4.0, "scale")

@@ -2,7 +2,8 @@
 
 Scene number i of a seed is always the same; each is another table, seen by two cameras not far from
 each other, and by a third between or beside them, which is asked for. Cameras are told as seen from
-the first of them. Depth is exact, and never given.
+the first of them. Depth is exact, and never given. With `data.scale` scenes are of different sizes,
+which only the cameras' ways tell, as of videos whose cameras a program has found.
 """
 
 from __future__ import annotations
@@ -65,13 +66,15 @@ class RandomTablesData:
         config, device = self.config, device_of_tracing()
         scene, size = arranged(rng, config.things), config.image_size
         viewmats = look_at(*cameras(rng, config.apart))
+        scale = float(config.scale ** rng.uniform(-1, 1))
         Ks = intrinsics(FOCAL * size, size, size).expand(CONTEXT + 1, 3, 3)
         seen = render(scene, viewmats.to(device), Ks.to(device), size, size, config.samples)
         first = viewmats[0]
         relative = viewmats @ torch.linalg.inv(first)
+        relative[:, :3, 3] *= scale
         up = first[:3, 2]  # of the world's z, as the first camera sees it
-        plane = torch.cat([up, (up @ first[:3, 3])[None]])
-        arrays = seen.color.cpu(), relative, Ks.contiguous(), seen.depth.cpu(), plane
+        plane = torch.cat([up, scale * (up @ first[:3, 3])[None]])
+        arrays = seen.color.cpu(), relative, Ks.contiguous(), scale * seen.depth.cpu(), plane
         return tuple(x.numpy() for x in arrays)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:

@@ -183,11 +183,11 @@ class MvSplatConfig(ModelConfig):
     "Residual blocks of features, and of what the sweep is refined by."
     sweep: bool = True
     "Compare both views at each depth: without it, depth is guessed from one view alone."
-    depths: int = 16
+    depths: int = 24
     "Planes of the sweep, evenly in 1 / depth."
-    near: float = 1.8
+    near: float = 1.4
     "Depth of the nearest plane."
-    far: float = 5.0
+    far: float = 6.3
     "Of the furthest."
     tile: int = 8
     "Pixels of a tile of the rasteriser, each way: 16 or 8."
