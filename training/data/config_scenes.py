@@ -224,7 +224,7 @@ class RandomTablesConfig(DataConfig):
     apart: float = 40.0
     "Degrees between the two cameras, about the table."
     scale: float = 1.0
-    "Scenes are up to so many times as large or as small, cameras' ways with them: no image shows it."
+    "Scenes are up to so many times as large or as small, cameras' ways too: no image shows it."
     samples: int = 2
     "Rays through a pixel, each way."
     shuffled: bool = False

@@ -87,13 +87,14 @@ class MvSplat(nn.Module):
         scenes, _ = self.scenes(images, viewmats[:, :2], Ks[:, :2])
         height, width = images.shape[2:4]
         light = images.new_ones(3)
-        seen = [
-            rasterize(
-                **{name: x[i] for name, x in scenes.items()}, viewmats=viewmats[i, -1:],
-                Ks=Ks[i, -1:], width=width, height=height, background=light, tile=self.config.tile,
-            ).color
-            for i in range(len(images))
-        ]  # fmt: skip
+        seen = []
+        for i in range(len(images)):
+            one = {name: x[i] for name, x in scenes.items()}
+            rendered = rasterize(
+                one["means"], one["quats"], one["scales"], one["opacities"], viewmats[i, -1:],
+                Ks[i, -1:], width, height, sh=one["sh"], background=light, tile=self.config.tile,
+            )  # fmt: skip
+            seen.append(rendered.color)
         return torch.cat(seen)
 
     def scenes(
