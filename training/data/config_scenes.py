@@ -231,7 +231,8 @@ class RandomTablesConfig(DataConfig):
     "Ask for the views of other scenes: a control, which must fail."
 
     def __post_init__(self) -> None:
-        at_least(self, "data", 1, "batch_size", "scenes", "heldout", "samples")
+        at_least(self, "data", 1, "batch_size", "scenes", "samples")
+        at_least(self, "data", 2, "heldout", *(("batch_size", "scenes") if self.shuffled else ()))
         at_least(self, "data", 16, "image_size")
         within(self, "data", 1, 12, "things")
         within(self, "data", 5.0, 120.0, "apart")

@@ -17,13 +17,15 @@ import torch
 from jaxtyping import Float32
 
 from training.data.config_scenes import RandomTablesConfig
-from training.data.order import visit
+from training.data.order import rank_slice, visit
 from training.data.tabletop import device_of_tracing
 from training.envs.ray_tracer import intrinsics, look_at, render
 from training.envs.tabletop import DISTANCE, FOCAL, LOOKED_AT, tabletop
 from training.seeding import numpy_rng
 
 CONTEXT = 2
+NEAREST, FURTHEST = 1.8, 5.0
+"That anything is seen, with data.scale=1."
 ELEVATION = 20.0, 50.0  # degrees
 TRIES = 50  # arrangements, before a scene has one thing less
 
@@ -79,12 +81,13 @@ class RandomTablesData:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         size, chosen = self.config.batch_size, self.train
-        rows = visit(step * size, size, len(chosen.images), self.seed)[self.rank :: self.world]
-        some = chosen.some(rows)
+        rows = visit(step * size, size, len(chosen.images), self.seed)
+        mine, others = (rank_slice(x, self.rank, self.world) for x in (rows, np.roll(rows, 1)))
+        some = chosen.some(mine)
         images = some.images
         if self.config.shuffled:  # the view that is asked for is another scene's
             images = images.copy()
-            images[:, CONTEXT] = np.roll(images[:, CONTEXT], 1, axis=0)
+            images[:, CONTEXT] = chosen.images[others, CONTEXT]
         return {"images": images, "viewmats": some.viewmats, "Ks": some.Ks}
 
     def ids(self, step: int) -> list[str]:
@@ -112,7 +115,7 @@ def arranged(rng: np.random.Generator, things: int):
 
 def cameras(rng: np.random.Generator, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Eyes and what they look at: two so many degrees apart, the third between them, or beyond by
-    half as much."""
+    up to a quarter of that."""
     first, span = rng.uniform(0, 2 * math.pi), math.radians(apart)
     azimuth = first + span * np.array([0.0, 1.0, rng.uniform(-0.25, 1.25)])
     elevation = np.radians(rng.uniform(*ELEVATION) + rng.uniform(-5, 5, CONTEXT + 1))

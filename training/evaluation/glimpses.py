@@ -3,14 +3,20 @@
 psnr, ssim      of the view that is asked for
 floors          the nearest of the two that are given, their mean, and the nearest, turned as
                 the camera is (a homography that knows no depth)
-plane           the nearest, as if all it showed were on the table, which no model is told
+plane           the nearest, as if all it showed were on the table
 elsewhere       if the model is asked by the camera of another scene
-depth           median over pixels of |told - true| / true, of the views that are given, of
-                models that tell it; depth_flat: the best single depth of each view
+
+and of models that tell how far away is what the given views show, medians of |told - true| / true
+
+depth           over pixels that see something, most of which is the table
+depth_things    over those that see what stands on it
+    .._flat     the median of all that a view sees; .._plane: the table's own
+    .._other    told if the other view that is given is that of another scene
 """
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -19,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from models.worlds.splats.rays import directions, sampled
+from models.worlds.splats.rays import directions, points_at, sampled
 from training.data.random_tables import CONTEXT, Glimpses
 from training.evaluation.images import psnr, ssim
 from training.evaluation.scene_figures import views_beside_truth
@@ -27,6 +33,8 @@ from training.evaluation.scenes import eyes, flat, off
 
 AT_ONCE = 16
 SHOWN = 5
+THINGS = 0.01
+"Of its distance, that what stands on the table is higher than it, at least."
 TIMED = 10
 
 
@@ -52,9 +60,7 @@ def judge(
     found |= {name: psnr(x, truth).mean().item() for name, x in guesses.items()}
     found["floors/best"] = max(v for k, v in found.items() if k.startswith("floors/"))
     if hasattr(model, "scenes"):
-        depth = depths(model, given, viewmats, Ks, device).flatten(0, 1)
-        true = torch.from_numpy(held.depths[:, :CONTEXT]).flatten(0, 1)
-        found["depth"], found["depth_flat"] = off(depth, true), off(flat(true), true)
+        found |= judged_depths(model, held, device)
     shown = (x[:SHOWN].clamp(0, 1).numpy() for x in (truth, told, guesses["floors/nearest"]))
     known = {"latency": latency(model, given, viewmats, Ks, device)}
     return found, known, views_beside_truth(*shown, None)
@@ -66,6 +72,52 @@ def asked(
     """What a model shows, a few scenes at a time, on the CPU."""
     parts = zip(*(x.split(AT_ONCE) for x in (given, viewmats, Ks)), strict=True)
     return torch.cat([model(*(x.to(device) for x in part)).clamp(0, 1).cpu() for part in parts])
+
+
+def judged_depths(model: Any, held: Glimpses, device: torch.device) -> dict[str, float]:
+    """How wrong a model's depths are, and those of who knows less."""
+    given, viewmats, Ks, true, plane = (
+        torch.from_numpy(x)
+        for x in (
+            held.images[:, :CONTEXT], held.viewmats[:, :CONTEXT], held.Ks[:, :CONTEXT],
+            held.depths[:, :CONTEXT], held.table,
+        )
+    )  # fmt: skip
+    sees = true.isfinite()
+    things = torch.where(sees & (above(plane, true, viewmats, Ks) > THINGS * true), true, math.inf)
+    told = depths(model, given, viewmats, Ks, device)
+    mixtures = []
+    for i in range(CONTEXT):  # the view that tells stays, the other is another scene's
+        mixed = given.roll(1, 0)
+        mixed[:, i] = given[:, i]
+        mixtures.append(depths(model, mixed, viewmats, Ks, device)[:, i])
+    other = torch.stack(mixtures, dim=1)
+    level = flat(true.flatten(0, 1)).unflatten(0, true.shape[:2])
+    return {
+        "depth": off(told, true),
+        "depth_flat": off(level, true),
+        "depth_things": off(told, things),
+        "depth_things_flat": off(level, things),
+        "depth_things_plane": off(on_plane(plane, viewmats, Ks, *true.shape[2:]), things),
+        "depth_things_other": off(other, things),
+    }
+
+
+def above(
+    plane: Float[Tensor, "n 4"], depth: Float[Tensor, "n 2 h w"], viewmats: Tensor, Ks: Tensor
+) -> Float[Tensor, "n 2 h w"]:
+    """How high over a plane is what pixels see."""
+    points = points_at(torch.where(depth.isfinite(), depth, 1.0), viewmats, Ks)
+    return (points * plane[:, None, None, None, :3]).sum(-1) - plane[:, None, None, None, 3]
+
+
+def on_plane(
+    plane: Float[Tensor, "n 4"], viewmats: Tensor, Ks: Tensor, height: int, width: int
+) -> Float[Tensor, "n 2 h w"]:
+    """How far away along z a plane is that pixels see."""
+    one = torch.ones(*viewmats.shape[:2], height, width)
+    near, far = (above(plane, k * one, viewmats, Ks) for k in (1.0, 2.0))
+    return 1 + near / (near - far)  # heights are linear along a ray
 
 
 def depths(

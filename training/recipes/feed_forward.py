@@ -77,7 +77,9 @@ class FeedForwardTraining:
     def evaluate(self, final: bool = False) -> dict[str, float]:
         """Scenes that are held out; floors, and the wrong camera."""
         self.model.eval()
-        found, self.found, figure = judge(self.model, self.data.heldout, self.trainer.device, final)
+        held, device = self.data.heldout, self.trainer.device
+        with self.trainer.averaged_weights():
+            found, self.found, figure = judge(self.model, held, device, final)
         self.figures = {"views": figure} if figure else {}
         return {f"eval/{name}": value for name, value in found.items()}
 

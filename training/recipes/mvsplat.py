@@ -19,12 +19,14 @@ from models.worlds.splats.config import MvSplatConfig
 from models.worlds.splats.mvsplat import MvSplat
 from models.worlds.splats.rigid import moved
 from training import formats
-from training.data.random_tables import CONTEXT
+from training.data.config_scenes import RandomTablesConfig
+from training.data.random_tables import CONTEXT, FURTHEST, NEAREST
 from training.distributed import Processes
+from training.errors import UserError
 from training.estimate import Estimate
 from training.formats.gaussians import splats_of_scene
 from training.recipes.feed_forward import FeedForwardTraining, check_glimpses, estimate_glimpses
-from training.schema import TrainConfig
+from training.schema import Precision, TrainConfig
 
 FRAMEWORK = "torch"
 
@@ -33,12 +35,11 @@ class MvSplatTraining(FeedForwardTraining):
     @torch.no_grad()
     def export(self, directory: Path) -> None:
         super().export(directory)
-        if not self.processes.is_main:
-            return
         held = self.data.heldout.some(np.array([0]))
         given = (held.images[:, :CONTEXT], held.viewmats[:, :CONTEXT], held.Ks[:, :CONTEXT])
         device = self.trainer.device
-        scenes, _ = self.model.eval().scenes(*(torch.from_numpy(x).to(device) for x in given))
+        with self.trainer.averaged_weights():
+            scenes, _ = self.model.eval().scenes(*(torch.from_numpy(x).to(device) for x in given))
         scene = {name: x[0].cpu() for name, x in scenes.items()}
         splats = splats_of_scene(moved(scene, level(torch.from_numpy(held.table[0]))))
         for ending in (".ply", ".spz"):
@@ -62,11 +63,23 @@ def level(plane: Float[Tensor, " 4"]) -> Float[Tensor, " 7"]:
 def check(config: TrainConfig) -> None:
     """Raise UserError unless recipe, model and data belong together."""
     check_glimpses(config, "mvsplat")
+    model, data = config.model, config.data
+    assert isinstance(model, MvSplatConfig) and isinstance(data, RandomTablesConfig)
+    near, far = NEAREST / data.scale, FURTHEST * data.scale
+    if model.near > near or model.far < far:
+        raise UserError(
+            f"model.near={model.near} and model.far={model.far} must hold all that is seen with "
+            f"data.scale={data.scale}: from {near:.2f} to {far:.2f}"
+        )
+    if config.scale.precision == Precision.bf16:
+        raise UserError("scale.precision=bf16: Gaussians are float32, set it to fp32")
 
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> MvSplatTraining:
     """The recipe of `config` with its data, its model initialised on `device`."""
     check(config)
+    if processes.world > 1:
+        raise UserError("scale.devices: recipe=mvsplat runs in one process, set it to 1")
     model = config.model
     assert isinstance(model, MvSplatConfig)
     flops = estimate(config).flops_per_step

@@ -28,9 +28,10 @@ def plucker(
 ) -> Float[Tensor, "*b h w 6"]:
     """Of each pixel the ray (d, o x d): its direction, of length 1, and its moment."""
     R, t = viewmats[..., :3, :3], viewmats[..., :3, 3]
-    d = torch.einsum("...ji,...hwj->...hwi", R, directions(Ks, height, width))
+    # Sums of products: of a matrix product autocast makes bf16, which is off by pixels.
+    d = (R[..., None, None, :, :] * directions(Ks, height, width)[..., None]).sum(-2)
     d = F.normalize(d, dim=-1)
-    o = -torch.einsum("...ji,...j->...i", R, t)
+    o = -(R * t[..., None]).sum(-2)
     return torch.cat([d, torch.linalg.cross(o[..., None, None, :].expand_as(d), d)], dim=-1)
 
 
