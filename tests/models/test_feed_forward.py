@@ -149,6 +149,22 @@ def test_gradients_of_the_view_reach_everything_that_learns() -> None:
     assert not missing, missing
 
 
+@pytest.mark.parametrize("name", ["lvsm", "mvsplat"])
+def test_autocast_leaves_places_as_they_are(name: str) -> None:
+    """Networks are rounded to bf16, rays and Gaussians' places are not."""
+    made, (viewmats, Ks) = lvsm() if name == "lvsm" else mvsplat(), cameras(1, 3)
+    images = torch.rand(1, 2, SIZE, SIZE, 3)
+    rays = plucker(viewmats, Ks, SIZE, SIZE)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plucker(viewmats, Ks, SIZE, SIZE), rays)
+        made(images, viewmats, Ks)
+        if isinstance(made, MvSplat):
+            scenes, _ = made.scenes(images, viewmats[:, :2], Ks[:, :2])
+            d, m = rays[:, :2].flatten(1, 3).split(3, dim=-1)
+            off = torch.linalg.cross(scenes["means"], d) - m
+            assert off.abs().max() < 1e-3
+
+
 @pytest.mark.parametrize(
     ("config", "key", "value"),
     [(LvsmConfig, "heads", 3), (LvsmConfig, "patch", 0), (MvSplatConfig, "depths", 1),

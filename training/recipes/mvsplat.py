@@ -26,7 +26,7 @@ from training.errors import UserError
 from training.estimate import Estimate
 from training.formats.gaussians import splats_of_scene
 from training.recipes.feed_forward import FeedForwardTraining, check_glimpses, estimate_glimpses
-from training.schema import Precision, TrainConfig
+from training.schema import TrainConfig
 
 FRAMEWORK = "torch"
 
@@ -71,8 +71,6 @@ def check(config: TrainConfig) -> None:
             f"model.near={model.near} and model.far={model.far} must hold all that is seen with "
             f"data.scale={data.scale}: from {near:.2f} to {far:.2f}"
         )
-    if config.scale.precision == Precision.bf16:
-        raise UserError("scale.precision=bf16: Gaussians are float32, set it to fp32")
 
 
 def build(config: TrainConfig, processes: Processes, device: torch.device) -> MvSplatTraining:

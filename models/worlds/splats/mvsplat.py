@@ -90,10 +90,12 @@ class MvSplat(nn.Module):
         seen = []
         for i in range(len(images)):
             one = {name: x[i] for name, x in scenes.items()}
-            rendered = rasterize(
-                one["means"], one["quats"], one["scales"], one["opacities"], viewmats[i, -1:],
-                Ks[i, -1:], width, height, sh=one["sh"], background=light, tile=self.config.tile,
-            )  # fmt: skip
+            with torch.autocast(images.device.type, enabled=False):
+                rendered = rasterize(
+                    one["means"], one["quats"], one["scales"], one["opacities"], viewmats[i, -1:],
+                    Ks[i, -1:], width, height, sh=one["sh"], background=light,
+                    tile=self.config.tile,
+                )  # fmt: skip
             seen.append(rendered.color)
         return torch.cat(seen)
 
@@ -106,12 +108,13 @@ class MvSplat(nn.Module):
         """As `rasterize` takes them, each [b, 2 h w, ..]; and how far away pixels are."""
         b = len(images)
         x = rearrange(images, "b v h w c -> (b v) c h w")
-        f = self.features(2 * x - 1)
+        f = self.features(2 * x - 1).float()  # with autocast too, as all that is not a network
         costs = self.costs(rearrange(f, "(b v) c h w -> b v c h w", v=2), viewmats, Ks)
         g = self.refine(torch.cat([f, rearrange(costs, "b v k h w -> (b v) k h w")], dim=1))
         weights = (rearrange(costs, "b v k h w -> (b v) k h w") + self.sweep(g)).softmax(1)
-        depth = torch.einsum("nkhw,k->nhw", weights, self.planes)
-        told = rearrange(self.head(torch.cat([g, x], dim=1)), "(b v) c h w -> b (v h w) c", b=b)
+        depth = (weights * self.planes[:, None, None]).sum(1)
+        heads = self.head(torch.cat([g, x], dim=1)).float()
+        told = rearrange(heads, "(b v) c h w -> b (v h w) c", b=b)
         opacity, scale, quat, color = told.split([1, 3, 4, 3], dim=-1)
         depth = rearrange(depth, "(b v) h w -> b v h w", b=b)
         pixel = depth / Ks[:, :, 0, 0, None, None]
@@ -143,5 +146,5 @@ class MvSplat(nn.Module):
             points = rearrange(points_at(depth, views, lenses), "b k h w c -> b k (h w) c")
             other, _ = sampled(features[:, j], points, viewmats[:, j], Ks[:, j])  # [b c k hw]
             other = rearrange(other, "b c k (h w) -> b c k h w", h=height)
-            found.append(torch.einsum("bchw,bckhw->bkhw", features[:, i], other) / c**0.5)
+            found.append((features[:, i, :, None] * other).sum(1) / c**0.5)
         return torch.stack(found, dim=1)

@@ -1,5 +1,8 @@
 """Where pixels of cameras look: rays, points at depths, and where another camera sees these.
 
+Matrices are applied by sums of products: of a matrix product autocast makes bf16, which is off by
+pixels.
+
 Dimensions: b cameras.
 """
 
@@ -28,7 +31,6 @@ def plucker(
 ) -> Float[Tensor, "*b h w 6"]:
     """Of each pixel the ray (d, o x d): its direction, of length 1, and its moment."""
     R, t = viewmats[..., :3, :3], viewmats[..., :3, 3]
-    # Sums of products: of a matrix product autocast makes bf16, which is off by pixels.
     d = (R[..., None, None, :, :] * directions(Ks, height, width)[..., None]).sum(-2)
     d = F.normalize(d, dim=-1)
     o = -(R * t[..., None]).sum(-2)
@@ -41,7 +43,7 @@ def points_at(
     """In the world, what pixels see if it is so far away along z."""
     inside = directions(Ks, *depth.shape[-2:]) * depth[..., None]
     R, t = viewmats[..., :3, :3], viewmats[..., :3, 3]
-    return torch.einsum("...ji,...hwj->...hwi", R, inside - t[..., None, None, :])
+    return (R[..., None, None, :, :] * (inside - t[..., None, None, :])[..., None]).sum(-2)
 
 
 def sampled(
@@ -52,7 +54,7 @@ def sampled(
 ) -> tuple[Float[Tensor, "b c p q"], Float[Tensor, "b p q"]]:
     """What an image shows of points, between its pixels, and 1 where it shows them; else 0."""
     R, t = viewmats[:, :3, :3], viewmats[:, :3, 3]
-    x, y, z = (torch.einsum("bij,bpqj->bpqi", R, points) + t[:, None, None]).unbind(-1)
+    x, y, z = ((R[:, None, None] * points[..., None, :]).sum(-1) + t[:, None, None]).unbind(-1)
     ahead = z > 1e-3
     z = torch.where(ahead, z, 1.0)
     u = Ks[:, 0, 0, None, None] * x / z + Ks[:, 0, 2, None, None]
