@@ -84,11 +84,20 @@ def test_views_have_no_order_but_their_cameras() -> None:
 
 
 def test_patches_come_out_where_they_are_asked_for() -> None:
-    """A patch's colours lie in its own square: what is taken apart is put together."""
-    made = lvsm()
-    x = torch.arange(SIZE * SIZE * 3.0).view(1, 1, SIZE, SIZE, 3)
-    flat = made.patches(x)[0, 0]  # [16, 48]
-    assert torch.equal(flat[5].view(4, 4, 3), x[0, 0, 4:8, 4:8])
+    """Of layers that add nothing, each square of four pixels is a function of its own rays."""
+    made, (viewmats, Ks) = lvsm(), cameras(2, 3)
+    for block in made.blocks:
+        block.out.weight.zero_()
+        block.down.weight.zero_()
+        block.down.bias.zero_()
+    told = made(torch.rand(2, 2, SIZE, SIZE, 3), viewmats, Ks)
+    rays = plucker(viewmats, Ks, SIZE, SIZE)[:, 2]
+    for i in range(0, SIZE, 4):
+        for j in range(0, SIZE, 4):
+            token = made.asked(rays[:, i : i + 4, j : j + 4].reshape(2, 96))
+            colors = made.color(made.norm_out(made.norm_in(token))).sigmoid()
+            expected = colors.reshape(2, 4, 4, 3)
+            torch.testing.assert_close(told[:, i : i + 4, j : j + 4], expected, atol=1e-4, rtol=0)
 
 
 def mvsplat(**keys) -> MvSplat:
@@ -138,6 +147,37 @@ def test_every_pixel_has_a_gaussian_on_its_ray() -> None:
     pixel = (depth / Ks[:, :, 0, 0, None, None]).flatten(1)[..., None]
     share = scenes["scales"] / pixel
     assert share.min() >= SMALLEST and share.max() <= LARGEST
+
+
+def test_scenes_of_a_batch_know_nothing_of_each_other() -> None:
+    made, (viewmats, Ks), images = mvsplat(), cameras(2, 3), torch.rand(2, 2, SIZE, SIZE, 3)
+    scenes, depth = made.scenes(images, viewmats[:, :2], Ks[:, :2])
+    seen = made(images, viewmats, Ks)
+    for i in range(2):
+        one, alone = made.scenes(images[i : i + 1], viewmats[i : i + 1, :2], Ks[i : i + 1, :2])
+        torch.testing.assert_close(alone[0], depth[i], atol=1e-4, rtol=1e-4)
+        for name, x in one.items():
+            torch.testing.assert_close(x[0], scenes[name][i], atol=1e-4, rtol=1e-4, msg=name)
+        own = made(images[i : i + 1], viewmats[i : i + 1], Ks[i : i + 1])[0]
+        assert ((own - seen[i]).abs() < 1e-3).float().mean() > 0.98
+
+
+def test_it_is_the_last_camera_that_looks() -> None:
+    """And the first sees, in the middle, about what it has shown."""
+    made, (viewmats, Ks) = mvsplat(), cameras(1, 2)
+    images = torch.rand(1, 2, SIZE, SIZE, 3)
+    images[:, 1] = images[:, 0] = torch.nn.functional.avg_pool2d(
+        images[:, 0].permute(0, 3, 1, 2), 5, 1, 2
+    ).permute(0, 2, 3, 1)
+    viewmats[:, 1] = viewmats[:, 0]
+    back = torch.eye(4)
+    back[2, 3] = 40.0  # so far away that nothing is seen
+    away = torch.cat([viewmats, (back @ viewmats[:, 0])[:, None]], dim=1)
+    same = torch.cat([viewmats, viewmats[:, :1]], dim=1)
+    lenses = Ks[:, [0, 1, 0]]
+    assert (made(images, away, lenses)[:, 4:-4, :4] - 1).abs().max() < 0.05
+    seen = made(images, same, lenses)
+    assert (seen - images[:, 0])[:, 3:-3, 3:-3].abs().mean() < 0.15
 
 
 def test_gradients_of_the_view_reach_everything_that_learns() -> None:

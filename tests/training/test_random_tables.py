@@ -11,13 +11,14 @@ import torch
 
 from kernels.splats.op import rasterize
 from kernels.splats.project import rotations
-from models.worlds.splats.rays import points_at, sampled
+from models.worlds.splats.rays import directions, points_at, sampled
 from tests.helpers import SMALL_GLIMPSES, SMALL_TABLES
 from training import formats
 from training.config import compose
 from training.data.config_scenes import RandomTablesConfig
 from training.data.random_tables import CONTEXT, RandomTablesData
 from training.distributed import Processes
+from training.envs.ray_tracer import intrinsics
 from training.errors import UserError
 from training.evaluation import glimpses
 from training.formats.gaussians import sigmoid
@@ -116,6 +117,90 @@ def test_who_knows_the_view_has_no_error_and_floors_need_no_model(data) -> None:
     assert "depth" not in found and "<svg" in figure and known["latency"]["p50_ms"] >= 0
 
 
+class Seer(torch.nn.Module):
+    """Of scenes that it has seen, knows by the cameras and by both images what is asked for."""
+
+    def __init__(self, held: glimpses.Glimpses) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, images, viewmats, Ks):
+        eyes = viewmats[:, CONTEXT, :3, 3]
+        return eyes[:, None, None].sigmoid().expand(*images.shape[:1], *images.shape[2:])
+
+    def scenes(self, images, viewmats, Ks):
+        rows = [int((torch.from_numpy(self.held.viewmats[:, :CONTEXT]) - v).abs()
+                    .sum((1, 2, 3)).argmin()) for v in viewmats]  # fmt: skip
+        assert torch.equal(torch.from_numpy(self.held.viewmats[rows, :CONTEXT]), viewmats)
+        depth = torch.from_numpy(self.held.depths[rows, :CONTEXT]).clone()
+        known = torch.from_numpy(self.held.images[rows, :CONTEXT])
+        other = (images != known).flatten(2).any(2).flip(1)  # is the other view another scene's?
+        return {}, torch.where(other[..., None, None], 1.5 * depth, depth)
+
+
+def test_what_is_judged_depends_on_cameras_and_on_both_images(data) -> None:
+    held = data.heldout
+    seer = Seer(held)
+    images = held.images.copy()
+    given, viewmats, Ks = (torch.from_numpy(x) for x in (images, held.viewmats, held.Ks))
+    images[:, CONTEXT] = seer(given[:, :CONTEXT], viewmats, Ks).numpy()
+    found, _, _ = glimpses.judge(seer, replace(held, images=images), CPU, True)
+    assert found["psnr"] == pytest.approx(100) and found["elsewhere"] < 60
+    assert found["depth"] == found["depth_things"] == 0
+    assert found["depth_things_other"] == pytest.approx(0.5)
+    assert 0.03 < found["depth_things_plane"] < 0.6 and found["depth_flat"] > 0.03
+
+
+def test_a_plane_is_as_far_away_as_what_lies_on_it(data) -> None:
+    held = data.heldout
+    viewmats, Ks, true, plane = (
+        torch.from_numpy(x)
+        for x in (held.viewmats[:, :CONTEXT], held.Ks[:, :CONTEXT], held.depths[:, :CONTEXT],
+                  held.table)
+    )  # fmt: skip
+    high = glimpses.above(plane, true, viewmats, Ks)
+    lies = true.isfinite() & (high.abs() < 1e-4)
+    told = glimpses.on_plane(plane, viewmats, Ks, *true.shape[2:])
+    torch.testing.assert_close(told[lies], true[lies], rtol=1e-3, atol=1e-3)
+    assert lies.float().mean() > 0.1
+
+
+def test_the_nearest_is_turned_as_the_camera_is() -> None:
+    """Of a sky, which is as far away from everywhere, that tells all there is to see."""
+    rng = torch.Generator().manual_seed(FRESH)
+    turned = torch.eye(4).repeat(5, 3, 1, 1)
+    by = 0.2 * torch.rand(5, 2, 3, generator=rng) - 0.1
+    skew = torch.stack([torch.zeros_like(by), by.roll(1, -1), -by], dim=-1)
+    turned[:, 1:, :3, :3] = torch.linalg.matrix_exp(skew - skew.mT)
+    Ks = intrinsics(30.0, 24, 24).expand(5, 3, 3, 3)
+    d = torch.einsum("nkji,nkhwj->nkhwi", turned[..., :3, :3], directions(Ks, 24, 24))
+    sky = 0.5 + 0.5 * torch.sin(3 * torch.nn.functional.normalize(d, dim=-1))
+    found = glimpses.warped(sky[:, :CONTEXT], turned, Ks, None)
+    inner = (found - sky[:, CONTEXT])[:, 9:15, 9:15].abs()
+    assert inner.max() < 0.02
+
+
+def test_the_loss_is_of_the_view_that_is_asked_for(data) -> None:
+    made = recipe("lvsm")
+    made.model = Painter(torch.full((3, 24, 24, 3), 0.25))
+    batch = {name: torch.from_numpy(x) for name, x in data.batch(0).items()}
+    expected = (batch["images"][:, CONTEXT] - 0.25).square().mean()
+    assert made.loss(batch) == pytest.approx(expected.item())
+
+
+def test_processes_share_a_batch_and_ask_for_others_of_the_whole(data) -> None:
+    """One process's half, of views of other scenes too."""
+    for shuffled in (False, True):
+        config = replace(SMALL, shuffled=shuffled, batch_size=4)
+        whole, *halves = (RandomTablesData.__new__(RandomTablesData) for _ in range(3))
+        for rank, made in enumerate((whole, *halves)):
+            world = {"rank": max(rank - 1, 0), "world": 1 if rank == 0 else 2}
+            made.__dict__.update(data.__dict__ | {"config": config} | world)
+        expected, parts = whole.batch(2), [half.batch(2) for half in halves]
+        for key, x in expected.items():
+            assert np.array_equal(np.concatenate([part[key] for part in parts]), x)
+
+
 def test_the_nearest_view_is_one_of_those_that_are_given(data) -> None:
     viewmats = torch.from_numpy(data.heldout.viewmats)
     swapped = viewmats[:, [1, 0, 2]]
@@ -151,8 +236,7 @@ def test_a_few_scenes_can_be_learned_by_heart(name: str, tmp_path: Path) -> None
     losses = [float(made.step(made.data.batch(step))["train/loss"]) for step in range(60)]
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     found = made.evaluate(final=True)
-    assert found["eval/elsewhere"] <= found["eval/psnr"] + 0.5
-    assert ("eval/depth" in found) == (name == "mvsplat")
+    assert ("eval/depth_things" in found) == (name == "mvsplat")
     (tmp_path / "figures").mkdir()
     made.export(tmp_path)
     assert (tmp_path / "figures" / "views.svg").is_file()
@@ -180,7 +264,8 @@ def test_a_scene_is_left_with_its_table_level(tmp_path: Path) -> None:
         **{k: torch.from_numpy(x) for k, x in rendered.items()}, viewmats=camera[None],
         Ks=Ks[0, :1], width=16, height=16, background=torch.ones(3), tile=8,
     ).color  # fmt: skip
-    torch.testing.assert_close(seen, expected, atol=2e-3, rtol=0)
+    close = (seen - expected).abs() < 1e-4  # but where 1/255 of a pixel is a Gaussian too few
+    assert close.float().mean() > 0.99 and (seen - expected).abs().max() < 2e-2
     R = rotations(pose[3:])
     points = torch.randn(50, 3)
     above = points @ plane[:3] - plane[3]
@@ -191,5 +276,13 @@ def test_a_scene_is_left_with_its_table_level(tmp_path: Path) -> None:
 def test_what_does_not_belong_together_is_refused() -> None:
     with pytest.raises(UserError, match=r"data\.image_size=18 must be a multiple of model\.patch"):
         recipe("lvsm", "data.image_size=18")
-    with pytest.raises(ValueError, match=r"data\.apart=150"):
-        RandomTablesConfig(apart=150.0)
+    with pytest.raises(UserError, match=r"model\.near=1\.4 and model\.far=6\.3 must hold all"):
+        recipe("mvsplat", "data.scale=2")
+    with pytest.raises(UserError, match=r"recipe=mvsplat runs in one process"):
+        few = [*SMALL_GLIMPSES["mvsplat"], *SMALL_TABLES]
+        mvsplat.build(compose(few), Processes(rank=0, world=2), CPU)
+    refused = {"apart": {"apart": 150.0}, "heldout": {"heldout": 1}, "scale": {"scale": 0.5},
+               "batch_size": {"batch_size": 1, "shuffled": True}}  # fmt: skip
+    for key, given in refused.items():
+        with pytest.raises(ValueError, match=rf"data\.{key}="):
+            RandomTablesConfig(**given)
