@@ -328,6 +328,20 @@ def train(
     )
 
 
+def train_one_and_two(folder: Path, *overrides: str) -> list[Path]:
+    """The same run in one process, which is this one, and in two: their directories."""
+    from training.config import compose
+    from training.run import run
+    from training.run_directory import run_path
+
+    config = compose([*overrides, f"runs_dir={folder / '1'}"])
+    run(config)
+    done = train(folder / "2", *overrides, processes=2)
+    assert done.returncode == 0, done.stderr[-9000:]
+    one = Path(run_path(config))
+    return [one, folder / "2" / one.relative_to(folder / "1")]
+
+
 def only_run(runs: Path, experiment: str = "quickstart/stdlib") -> Path:
     """The one run directory of an experiment."""
     (found,) = [path for path in (runs / experiment).iterdir() if path.is_dir()]
