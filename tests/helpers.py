@@ -243,6 +243,23 @@ SMALL_FROZEN = [
     "report=false",
 ]
 "A predictor on a random encoder in the coloured rooms."
+SMALL_GLIMPSES = {
+    "lvsm": ["experiment=lvsm/tables", "model.width=16", "model.layers=1"],
+    "mvsplat": [
+        "experiment=mvsplat/tables",
+        "model.width=8",
+        "model.blocks=1",
+        "model.depths=4",
+    ],
+}
+SMALL_TABLES = [
+    "data.image_size=16",
+    "data.scenes=8",
+    "data.heldout=3",
+    "data.samples=1",
+    "data.batch_size=4",
+    "report=false",
+]
 SMALL_TABLETOP = [
     "experiment=gaussian_splatting/tabletop",
     "data.image_size=24",
@@ -309,6 +326,20 @@ def train(
         text=True,
         timeout=300,
     )
+
+
+def train_one_and_two(folder: Path, *overrides: str) -> list[Path]:
+    """The same run in one process, which is this one, and in two: their directories."""
+    from training.config import compose
+    from training.run import run
+    from training.run_directory import run_path
+
+    config = compose([*overrides, f"runs_dir={folder / '1'}"])
+    run(config)
+    done = train(folder / "2", *overrides, processes=2)
+    assert done.returncode == 0, done.stderr[-9000:]
+    one = Path(run_path(config))
+    return [one, folder / "2" / one.relative_to(folder / "1")]
 
 
 def only_run(runs: Path, experiment: str = "quickstart/stdlib") -> Path:

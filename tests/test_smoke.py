@@ -15,6 +15,7 @@ from tests.helpers import (
     SMALL_FILMS,
     SMALL_FORCED,
     SMALL_FROZEN,
+    SMALL_GLIMPSES,
     SMALL_IMAGES,
     SMALL_MOVING,
     SMALL_PINFALL,
@@ -22,6 +23,7 @@ from tests.helpers import (
     SMALL_PUSHES,
     SMALL_ROOM_CLIPS,
     SMALL_ROOMS,
+    SMALL_TABLES,
     SMALL_TABLETOP,
     SMALL_TRACKED,
     SMALL_WORLD,
@@ -121,6 +123,8 @@ def smoke_overrides(name: str, tmp_path: Path) -> list[str]:
         given = write_colmap(tmp_path / "scene")
         few = ["model.capacity=200", "recipe.refine_every=2", "report=false"]
         small = [f"experiment={name}", f"data.path={given}", *few]
+    elif paper in SMALL_GLIMPSES:
+        small = [*SMALL_GLIMPSES[paper], *SMALL_TABLES]
     elif name == "diamond/agent":
         small = SMALL_AGENT
     elif paper == "self_forcing":

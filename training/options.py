@@ -23,7 +23,9 @@ from models.worlds.jepa.config import (
 from models.worlds.splats.config import (
     DynamicGaussiansConfig,
     GaussianSplattingConfig,
+    LvsmConfig,
     MroGwmConfig,
+    MvSplatConfig,
 )
 from models.worlds.video.config import (
     DiamondConfig,
@@ -57,6 +59,7 @@ from training.data.config_scenes import (
     NerfstudioConfig,
     PushTableConfig,
     PushWorldConfig,
+    RandomTablesConfig,
     TabletopConfig,
 )
 from training.data.config_worlds import (
@@ -81,7 +84,9 @@ from training.recipes.config import (
 from training.recipes.config_scenes import (
     DynamicGaussiansRecipeConfig,
     GaussianSplattingRecipeConfig,
+    LvsmRecipeConfig,
     MroGwmRecipeConfig,
+    MvSplatRecipeConfig,
 )
 from training.recipes.config_video import (
     DiamondRecipeConfig,
@@ -127,6 +132,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "gaussian_splatting": GaussianSplattingRecipeConfig,
         "dynamic_gaussians": DynamicGaussiansRecipeConfig,
         "mro_gwm": MroGwmRecipeConfig,
+        "lvsm": LvsmRecipeConfig,
+        "mvsplat": MvSplatRecipeConfig,
     },
     "model": {
         "transformer": TransformerConfig,
@@ -144,6 +151,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "gaussian_splatting": GaussianSplattingConfig,
         "dynamic_gaussians": DynamicGaussiansConfig,
         "mro_gwm": MroGwmConfig,
+        "lvsm": LvsmConfig,
+        "mvsplat": MvSplatConfig,
         "actor_critic": ActorCriticConfig,
     },
     "model/ttt_e2e": {"ttt_e2e": TTTE2EConfig},  # model=ttt_e2e/125m
@@ -173,6 +182,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "tabletop": TabletopConfig,
         "push_table": PushTableConfig,
         "push_world": PushWorldConfig,
+        "random_tables": RandomTablesConfig,
         "moving_tabletop": MovingTabletopConfig,
         "dnerf": DnerfConfig,
         "blender": BlenderConfig,

@@ -144,9 +144,9 @@ def test_pictures_that_are_shown_are_those_of_the_first_seed(
 
     code, said = reproduce("paper=fake", launch=FakeLaunch(draw))
     assert code == 0 and "wide/nothing is not shown: there is no " in said
-    assert (folder / "figures" / "cpu_film.svg").read_text() == "<svg>main 0</svg>"
+    assert (folder / "figures" / "cpu_main_film.svg").read_text() == "<svg>main 0</svg>"
     assert not (folder / "figures" / "cpu_nothing.svg").exists()
-    assert "figures/cpu_film.svg" in (folder / "README.md").read_text()
+    assert "figures/cpu_main_film.svg" in (folder / "README.md").read_text()
 
 
 def test_a_failing_claim_exits_1(reproduce: Any, experiments: Path) -> None:

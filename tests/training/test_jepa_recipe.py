@@ -10,7 +10,7 @@ import torch
 
 from models.worlds.jepa.targets import decay_at
 from tests.helpers import SMALL_ROOMS as SMALL
-from tests.helpers import train
+from tests.helpers import train_one_and_two
 from training.config import compose
 from training.distributed import Processes
 from training.errors import RunStopped, UserError
@@ -137,10 +137,7 @@ def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
     sets = [part for part in SMALL if part != "report=false"]
     sets += [f"recipe.regularizer={kind}", "loop.steps=4", "loop.log_every=1", "report=false"]
     found = []
-    for processes in (1, 2):
-        done = train(tmp_path / str(processes), *sets, "run=x", processes=processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        directory = tmp_path / str(processes) / "jepa_planning" / "two_rooms" / "x"
+    for directory in train_one_and_two(tmp_path, *sets, "run=x"):
         found.append(json.loads((directory / "results.json").read_text())["metrics"])
         rows = [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
         found[-1] |= {f"{i}/{k}": v for i, row in enumerate(rows) for k, v in row.items()}

@@ -18,7 +18,11 @@ from tests.helpers import (
     SMALL_PINFALL,
     SMALL_WORLD,
     train,
+    train_one_and_two,
 )
+from training.config import compose
+from training.run import run
+from training.run_directory import run_path
 
 CASES = {
     "ijepa": [*SMALL_IMAGES["ijepa"], *SMALL_BATCH],
@@ -40,15 +44,13 @@ def test_two_processes_are_one(case: str, tmp_path: Path) -> None:
     sets = [*CASES[case], "loop.steps=3", "loop.log_every=1", "run=x"]
     if case == "self_forcing":
         of = [*SMALL_PINFALL["diffusion_forcing"], *SMALL_WORLD, "loop.steps=2", "optim.lr=0.01"]
-        done = train(tmp_path / "of", *of, "run=teacher")
-        assert done.returncode == 0, done.stderr[-9000:]
-        sets.append(f"recipe.teacher={next((tmp_path / 'of').glob('*/*/teacher'))}")
-    found = []
-    for processes in (1, 2):
-        done = train(tmp_path / str(processes), *sets, processes=processes)
-        assert done.returncode == 0, done.stderr[-9000:]
-        (file,) = (tmp_path / str(processes)).glob("*/*/x/metrics.jsonl")
-        found.append([json.loads(row) for row in file.read_text().splitlines()])
+        teacher = compose([*of, "run=teacher", f"runs_dir={tmp_path / 'of'}"])
+        run(teacher)
+        sets.append(f"recipe.teacher={run_path(teacher)}")
+    found = [
+        [json.loads(row) for row in (directory / "metrics.jsonl").read_text().splitlines()]
+        for directory in train_one_and_two(tmp_path, *sets)
+    ]
     for one, two in zip(*found, strict=True):
         for key in one:
             if key.startswith("train/") or key in ("opt/grad_norm", "eval/probe"):

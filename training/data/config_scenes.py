@@ -203,3 +203,37 @@ class PushWorldConfig(DataConfig):
         at_least(self, "data", 1, "batch_size", "episodes", "heldout")
         at_least(self, "data", 12, "steps")
         within(self, "data", 0.0, 1.0, "moving")
+
+
+@dataclass
+class RandomTablesConfig(DataConfig):
+    """Two views each of tables that nobody has seen, and a third that is asked for."""
+
+    name: str = "random_tables"
+    "Which data: the stem of its file."
+    batch_size: int = 16
+    "Scenes per optimiser step."
+    image_size: int = 32
+    "Height and width of the images, in pixels."
+    scenes: int = 2000
+    "That are trained on."
+    heldout: int = 64
+    "Scenes that are judged by."
+    things: int = 5
+    "On a table, at most."
+    apart: float = 40.0
+    "Degrees between the two cameras, about the table."
+    scale: float = 1.0
+    "Scenes are up to so many times as large or as small, cameras' ways too: no image shows it."
+    samples: int = 2
+    "Rays through a pixel, each way."
+    shuffled: bool = False
+    "Ask for the views of other scenes: a control, which must fail."
+
+    def __post_init__(self) -> None:
+        at_least(self, "data", 1, "batch_size", "scenes", "samples")
+        at_least(self, "data", 2, "heldout", *(("batch_size", "scenes") if self.shuffled else ()))
+        at_least(self, "data", 16, "image_size")
+        within(self, "data", 1, 12, "things")
+        within(self, "data", 5.0, 120.0, "apart")
+        within(self, "data", 1.0, 4.0, "scale")

@@ -261,6 +261,6 @@ def show(claims: PaperClaims, scale: str, runs: Sequence[PlannedRun]) -> None:
             if not picture.exists():
                 print(f"{name}/{figure} is not shown: there is no {picture}")
                 continue
-            kept = claims.file.parent / "figures" / f"{scale}_{figure}.svg"
+            kept = claims.file.parent / "figures" / f"{scale}_{name}_{figure}.svg"
             kept.parent.mkdir(exist_ok=True)
             write_atomic(kept, picture.read_text())

@@ -174,3 +174,19 @@ class MroGwmRecipeConfig(RecipeConfig):
         at_least(self, "recipe", 0, "moved", "tracked", "episodes")
         at_least(self, "recipe", 12, "image_size", "samples")
         above(self, "recipe", 0.0, "tracking_lr")
+
+
+@dataclass
+class LvsmRecipeConfig(RecipeConfig):
+    """A view from two others, without any 3D."""
+
+    name: str = "lvsm"
+    "Which recipe: the stem of its file."
+
+
+@dataclass
+class MvSplatRecipeConfig(RecipeConfig):
+    """Gaussians from two views, in one pass."""
+
+    name: str = "mvsplat"
+    "Which recipe: the stem of its file."

@@ -144,3 +144,63 @@ class MroGwmConfig(ModelConfig):
             raise ValueError(
                 f"model.heads={self.heads} must divide model.width={self.width} evenly"
             )
+
+
+@dataclass
+class LvsmConfig(ModelConfig):
+    """A transformer over patches and their rays, without any 3D."""
+
+    name: str = "lvsm"
+    "Which model: the stem of its file."
+    patch: int = 4
+    "Pixels of a patch, each way."
+    width: int = 128
+    "Of a token."
+    layers: int = 4
+    "Of the transformer."
+    heads: int = 4
+    "Of its attention."
+
+    def __post_init__(self) -> None:
+        for key in ("patch", "width", "layers", "heads"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be 1 or more")
+        if self.width % self.heads:
+            raise ValueError(
+                f"model.heads={self.heads} must divide model.width={self.width} evenly"
+            )
+
+
+@dataclass
+class MvSplatConfig(ModelConfig):
+    """A Gaussian for every pixel that is given, as far away as a plane sweep says."""
+
+    name: str = "mvsplat"
+    "Which model: the stem of its file."
+    width: int = 32
+    "Channels of features."
+    blocks: int = 3
+    "Residual blocks of features, and of what the sweep is refined by."
+    sweep: bool = True
+    "Compare both views at each depth: without it, depth is guessed from one view alone."
+    depths: int = 24
+    "Planes of the sweep, evenly in 1 / depth."
+    near: float = 1.4
+    "Depth of the nearest plane."
+    far: float = 6.3
+    "Of the furthest."
+    tile: int = 8
+    "Pixels of a tile of the rasteriser, each way: 16 or 8."
+
+    def __post_init__(self) -> None:
+        for key in ("width", "blocks"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}={getattr(self, key)} must be 1 or more")
+        if self.depths < 2:
+            raise ValueError(f"model.depths={self.depths} must be 2 or more")
+        if not 0 < self.near < self.far:
+            raise ValueError(
+                f"model.near={self.near} must be above 0 and below model.far={self.far}"
+            )
+        if self.tile not in (8, 16):
+            raise ValueError(f"model.tile={self.tile} must be 8 or 16")
