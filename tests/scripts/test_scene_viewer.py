@@ -54,13 +54,13 @@ def test_a_browser_shows_the_scene_and_hides_what_is_too_faint(viewer, tmp_path:
         browser.until(
             lambda: share(browser.screen(), 0) > 1e-3 and share(browser.screen(), 2) > 1e-3, 60
         )
-        assert "2 of 2 Gaussians" in browser.read("document.body.innerText")
+        browser.until(lambda: "2 of 2 Gaussians" in browser.read("document.body.innerText"), 60)
         before = share(browser.screen(), 2)  # the page's axes are blue too, and few pixels
         viewer.faintest.value = 0.9
         viewer.show()
         browser.until(lambda: share(browser.screen(), 2) < 0.2 * before, 60)
         assert share(browser.screen(), 0) > 1e-3
-        browser.until(lambda: "1 of 2 Gaussians" in browser.read("document.body.innerText"))
+        browser.until(lambda: "1 of 2 Gaussians" in browser.read("document.body.innerText"), 60)
     finally:
         browser.close()
 
