@@ -1,7 +1,8 @@
 """A scene from two views in one pass: `recipe=mvsplat`.
 
 MVSplat (2024, arXiv:2403.14627): models/worlds/splats/mvsplat.py, learned as feed_forward.py says.
-A run leaves the Gaussians of the first scene that is held out, its table level.
+A run leaves the Gaussians of the first scene that is held out, its table level, but those that are
+white as the background is, which would hide it from elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from kernels.splats.harmonics import of_color
 from models.worlds.splats.config import MvSplatConfig
+from models.worlds.splats.gaussians import Fields
 from models.worlds.splats.mvsplat import MvSplat
 from models.worlds.splats.rigid import moved
 from training import formats
@@ -29,6 +32,8 @@ from training.recipes.feed_forward import FeedForwardTraining, check_glimpses, e
 from training.schema import TrainConfig
 
 FRAMEWORK = "torch"
+WHITE = 0.95
+"Of red, green and blue."
 
 
 class MvSplatTraining(FeedForwardTraining):
@@ -40,10 +45,16 @@ class MvSplatTraining(FeedForwardTraining):
         device = self.trainer.device
         with self.trainer.averaged_weights():
             scenes, _ = self.model.eval().scenes(*(torch.from_numpy(x).to(device) for x in given))
-        scene = {name: x[0].cpu() for name, x in scenes.items()}
+        scene = colored({name: x[0].cpu() for name, x in scenes.items()})
         splats = splats_of_scene(moved(scene, level(torch.from_numpy(held.table[0]))))
         for ending in (".ply", ".spz"):
             formats.write(directory / f"scene{ending}", splats)
+
+
+def colored(scene: Fields) -> Fields:
+    """The Gaussians that are not nearly white."""
+    there = (scene["sh"][:, 0] < of_color(WHITE)).any(-1)
+    return {name: x[there] for name, x in scene.items()}
 
 
 def level(plane: Float[Tensor, " 4"]) -> Float[Tensor, " 7"]:
