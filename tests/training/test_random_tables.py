@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.splats.constants import BLUR
 from kernels.splats.harmonics import of_color
 from kernels.splats.op import rasterize
 from kernels.splats.project import rotations
@@ -266,8 +267,12 @@ def test_a_scene_is_left_with_its_table_level(tmp_path: Path) -> None:
     kept = mvsplat.colored(whole)
     white = whole["sh"][:, 0].min(-1).values > of_color(0.95)
     assert 0 < len(kept["means"]) == len(file) == int((~white).sum()) < len(white)
+    wide = mvsplat.widened(kept, float(Ks[0, 0, 0, 0]))
+    pixel = kept["means"][:, 2] / Ks[0, 0, 0, 0]
+    added = (wide["scales"] ** 2 - kept["scales"] ** 2) / pixel[:, None] ** 2
+    torch.testing.assert_close(added, torch.full_like(added, BLUR), rtol=1e-2, atol=1e-3)
     expected = rasterize(
-        **kept, viewmats=viewmats[0, :1], Ks=Ks[0, :1], width=16, height=16,
+        **wide, viewmats=viewmats[0, :1], Ks=Ks[0, :1], width=16, height=16,
         background=torch.ones(3), tile=8,
     ).color  # fmt: skip
     seen = rasterize(

@@ -2,7 +2,7 @@
 
 MVSplat (2024, arXiv:2403.14627): models/worlds/splats/mvsplat.py, learned as feed_forward.py says.
 A run leaves the Gaussians of the first scene that is held out, its table level, but those that are
-white as the background is, which would hide it from elsewhere.
+white as the background is, which would hide it from elsewhere, and as wide as its pixels show them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from kernels.splats.constants import BLUR
 from kernels.splats.harmonics import of_color
 from models.worlds.splats.config import MvSplatConfig
 from models.worlds.splats.gaussians import Fields
@@ -46,6 +47,7 @@ class MvSplatTraining(FeedForwardTraining):
         with self.trainer.averaged_weights():
             scenes, _ = self.model.eval().scenes(*(torch.from_numpy(x).to(device) for x in given))
         scene = colored({name: x[0].cpu() for name, x in scenes.items()})
+        scene = widened(scene, float(held.Ks[0, 0, 0, 0]))
         splats = splats_of_scene(moved(scene, level(torch.from_numpy(held.table[0]))))
         for ending in (".ply", ".spz"):
             formats.write(directory / f"scene{ending}", splats)
@@ -55,6 +57,12 @@ def colored(scene: Fields) -> Fields:
     """The Gaussians that are not nearly white."""
     there = (scene["sh"][:, 0] < of_color(WHITE)).any(-1)
     return {name: x[there] for name, x in scene.items()}
+
+
+def widened(scene: Fields, focal: float) -> Fields:
+    """With the variance in space that a pixel of the first camera adds on the image."""
+    pixel = scene["means"][:, 2:] / focal
+    return scene | {"scales": (scene["scales"] ** 2 + BLUR * pixel**2).sqrt()}
 
 
 def level(plane: Float[Tensor, " 4"]) -> Float[Tensor, " 7"]:
