@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import dot_chart, final
+from training.evaluation.plots import dot_chart, measured
 from training.files import write_atomic
 
 VIEWS = {
@@ -22,11 +22,6 @@ VIEWS = {
 def figures(results: dict[str, Any], directory: Path) -> None:
     """Write <scale>_psnr .svg."""
     runs = results["runs"]
-    groups = {
-        name: known
-        for name, (run, metric) in VIEWS.items()
-        if (known := [v for v in final(runs, run, metric) if v is not None])
-    }
-    if groups:
+    if groups := measured(runs, VIEWS):
         chart = dot_chart(groups, "PSNR of views that are asked for (dB)")
         write_atomic(directory / f"{results['scale']}_psnr.svg", chart)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import dot_chart, final
+from training.evaluation.plots import dot_chart, measured
 from training.files import write_atomic
 
 VIEWS = {
@@ -32,10 +32,5 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     """Write <scale>_psnr and <scale>_depth .svg."""
     runs = results["runs"]
     for name, (rows, label) in CHARTS.items():
-        groups = {
-            shown: known
-            for shown, (run, metric) in rows.items()
-            if (known := [v for v in final(runs, run, metric) if v is not None])
-        }
-        if groups:
+        if groups := measured(runs, rows):
             write_atomic(directory / f"{results['scale']}_{name}.svg", dot_chart(groups, label))

@@ -18,7 +18,7 @@ from tests.helpers import SMALL_GLIMPSES, SMALL_TABLES
 from training import formats
 from training.config import compose
 from training.data.config_scenes import RandomTablesConfig
-from training.data.random_tables import CONTEXT, RandomTablesData
+from training.data.random_tables import CONTEXT, FURTHEST, NEAREST, RandomTablesData
 from training.distributed import Processes
 from training.envs.ray_tracer import intrinsics
 from training.errors import UserError
@@ -58,6 +58,8 @@ def test_the_plane_is_that_of_the_table(data) -> None:
     plane = torch.from_numpy(train.table)
     height = (points * plane[:, None, None, :3]).sum(-1) - plane[:, None, None, 3]
     seen = height[depth[:, 0].isfinite()]
+    there = depth[depth.isfinite()]
+    assert there.min() >= NEAREST and there.max() <= FURTHEST
     assert seen.min() > -1e-4 and (seen.abs() < 1e-3).float().mean() > 0.5 and seen.max() < 0.8
 
 

@@ -79,6 +79,15 @@ def final(runs: Mapping[str, Any], run: str, key: str) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def measured(
+    runs: Mapping[str, Any], rows: Mapping[str, tuple[str, str]]
+) -> dict[str, list[float]]:
+    """Groups of a `dot_chart`: what each (run, metric) ended with, if it was measured."""
+    found = {name: final(runs, run, metric) for name, (run, metric) in rows.items()}
+    known = {name: [v for v in values if v is not None] for name, values in found.items()}
+    return {name: values for name, values in known.items() if values}
+
+
 def mean_curve(name: str, x: Sequence[float], seeds: Sequence[Sequence[float | None]]) -> Line:
     """Mean over seeds at each x, with its 95 % interval: of two seeds it would cover the figure."""
     middle, low, high = [], [], []

@@ -38,6 +38,8 @@ WHITE = 0.95
 
 
 class MvSplatTraining(FeedForwardTraining):
+    """Trains a `MvSplat`, and leaves a scene that it has seen."""
+
     @torch.no_grad()
     def export(self, directory: Path) -> None:
         super().export(directory)

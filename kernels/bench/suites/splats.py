@@ -2,9 +2,9 @@
 
 Bytes: every Gaussian's numbers read once and the image written; with gradients, both again. How
 many pairs of Gaussians and pixels there are depends on the scene, so that no floating-point
-operations are claimed. Everything counts that a step does after the loss is known and before the
-optimiser is called: projection, harmonics, sorting into tiles, compositing. The peer is the same
-function whose compositing is plain torch.
+operations are claimed. All of `rasterize` is timed, and all of its gradients: projection,
+harmonics, sorting into tiles, compositing. The peer is the same function whose compositing is plain
+torch.
 
 Gaussians lie in a ball before the camera, most of them one to three pixels wide, as in scenes that
 were reconstructed with so many.
