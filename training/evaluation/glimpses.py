@@ -104,8 +104,8 @@ def judged_depths(model: Any, held: Glimpses, device: torch.device) -> dict[str,
 
 
 def above(
-    plane: Float[Tensor, "n 4"], depth: Float[Tensor, "n 2 h w"], viewmats: Tensor, Ks: Tensor
-) -> Float[Tensor, "n 2 h w"]:
+    plane: Float[Tensor, "n 4"], depth: Float[Tensor, "n c h w"], viewmats: Tensor, Ks: Tensor
+) -> Float[Tensor, "n c h w"]:
     """How high over a plane is what pixels see."""
     points = points_at(torch.where(depth.isfinite(), depth, 1.0), viewmats, Ks)
     return (points * plane[:, None, None, None, :3]).sum(-1) - plane[:, None, None, None, 3]
@@ -113,11 +113,12 @@ def above(
 
 def on_plane(
     plane: Float[Tensor, "n 4"], viewmats: Tensor, Ks: Tensor, height: int, width: int
-) -> Float[Tensor, "n 2 h w"]:
+) -> Float[Tensor, "n c h w"]:
     """How far away along z a plane is that pixels see."""
     one = torch.ones(*viewmats.shape[:2], height, width)
     near, far = (above(plane, k * one, viewmats, Ks) for k in (1.0, 2.0))
-    return 1 + near / (near - far)  # heights are linear along a ray
+    falls = near - far  # per unit of depth: heights are linear along a ray
+    return 1 + near / torch.where(falls.abs() < 1e-6, 1e-6, falls)
 
 
 def depths(
@@ -147,15 +148,14 @@ def warped(
     rows, which = torch.arange(len(given)), nearer(viewmats)
     height, width = given.shape[2:4]
     target, lens = viewmats[:, CONTEXT], Ks[:, CONTEXT]
-    d = torch.einsum("nji,nhwj->nhwi", target[:, :3, :3], directions(lens, height, width))
-    o = eyes(target)[:, None, None]
     if plane is None:
+        d = torch.einsum("nji,nhwj->nhwi", target[:, :3, :3], directions(lens, height, width))
         far = eyes(viewmats[rows, which])[:, None, None] + 1e3 * d  # from where the other one is
     else:
-        normal, level = plane[:, None, None, :3], plane[:, None, None, 3]
-        along = (normal * d).sum(-1)
-        t = (level - (normal * o).sum(-1)) / torch.where(along.abs() < 1e-6, 1e-6, along)
-        far = torch.where(t[..., None] > 0, o + t[..., None] * d, 1e6 * torch.ones_like(d))
+        depth = on_plane(plane, target[:, None], lens[:, None], height, width)[:, 0]
+        ahead = depth > 0
+        far = points_at(torch.where(ahead, depth, 1.0), target, lens)
+        far = torch.where(ahead[..., None], far, 1e6)
     image = given[rows, which].permute(0, 3, 1, 2)
     seen, there = sampled(image, far, viewmats[rows, which], Ks[rows, which])
     return (seen + (1 - there[:, None])).permute(0, 2, 3, 1)
