@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import dot_chart, final
+from training.evaluation.plots import dot_chart, final, measured
 from training.files import write_atomic
 
 RUNS = {
@@ -27,11 +27,7 @@ def figures(results: dict[str, Any], directory: Path) -> None:
     """Write <scale>_moving and <scale>_tracking .svg."""
     runs = results["runs"]
     for name, (metric, label, floor, what) in CHARTS.items():
-        groups = {
-            shown: known
-            for shown, run in RUNS.items()
-            if (known := [v for v in final(runs, run, metric) if v is not None])
-        }
+        groups = measured(runs, {shown: (run, metric) for shown, run in RUNS.items()})
         if least := final(runs, "still", floor):
             groups[what] = least
         if groups:

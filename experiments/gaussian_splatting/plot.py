@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import dot_chart, final
+from training.evaluation.plots import dot_chart, final, measured
 from training.files import write_atomic
 
 RUNS = {
@@ -28,11 +28,7 @@ RUNS = {
 def figures(results: dict[str, Any], directory: Path) -> None:
     """Write <scale>_psnr .svg."""
     runs = results["runs"]
-    groups = {
-        name: known
-        for name, run in RUNS.items()
-        if (known := [v for v in final(runs, run, "eval/psnr") if v is not None])
-    }
+    groups = measured(runs, {name: (run, "eval/psnr") for name, run in RUNS.items()})
     if nearest := final(runs, "scene", "eval/floors/nearest"):
         groups["nearest image"] = nearest
     if groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.evaluation.plots import dot_chart, final, line_chart, series_curves
+from training.evaluation.plots import dot_chart, final, line_chart, measured, series_curves
 from training.files import write_atomic
 
 RUNS = {
@@ -23,11 +23,7 @@ SPECTRA = ("SIGReg", "VICReg", "averaged teacher", "nothing")
 def figures(results: dict[str, Any], directory: Path) -> None:
     """Write <scale>_probe and <scale>_spectrum .svg."""
     runs, scale = results["runs"], results["scale"]
-    groups = {
-        name: known
-        for name, run in RUNS.items()
-        if (known := [v for v in final(runs, run, "eval/probe") if v is not None])
-    }
+    groups = measured(runs, {name: (run, "eval/probe") for name, run in RUNS.items()})
     if pixels := final(runs, "sigreg", "eval/pixels"):
         groups["pixels"] = pixels
     if groups:

@@ -84,8 +84,7 @@ def measured(
 ) -> dict[str, list[float]]:
     """Groups of a `dot_chart`: what each (run, metric) ended with, if it was measured."""
     found = {name: final(runs, run, metric) for name, (run, metric) in rows.items()}
-    known = {name: [v for v in values if v is not None] for name, values in found.items()}
-    return {name: values for name, values in known.items() if values}
+    return {name: values for name, values in found.items() if values}
 
 
 def mean_curve(name: str, x: Sequence[float], seeds: Sequence[Sequence[float | None]]) -> Line:
